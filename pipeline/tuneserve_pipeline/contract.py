@@ -48,6 +48,20 @@ class ExitCode(IntEnum):
     """The GPU memory did not suffice."""
 
 
+class StageMetric(StrEnum):
+    """Gauges on `METRICS_PORT`; one that the stage has not set is absent."""
+
+    PROGRESS_RATIO = "tuneserve_stage_progress_ratio"
+    STEP = "tuneserve_stage_step"
+    STEPS = "tuneserve_stage_steps"
+    ETA_SECONDS = "tuneserve_stage_eta_seconds"
+    LOSS = "tuneserve_stage_loss"
+    LEARNING_RATE = "tuneserve_stage_learning_rate"
+    GRADIENT_NORM = "tuneserve_stage_gradient_norm"
+    TOKENS_PER_SECOND = "tuneserve_stage_tokens_per_second"
+    PEAK_GPU_MEMORY_BYTES = "tuneserve_stage_peak_gpu_memory_bytes"
+
+
 class Part(BaseModel):
     """Base of everything in the contract: immutable, and a field nobody knows is an error."""
 
