@@ -1,0 +1,84 @@
+"""The real one-node cluster, with the operator installed by helm as a user installs it.
+
+Pods run from the real images; nothing of the operator or the pipeline is imported here.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.data import write_instructions, write_reviews
+from support.kubectl import Kubectl
+from support.tiny import write_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "e2e"
+SYSTEM = "tuneserve-system"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture(scope="session")
+def installed() -> None:
+    """The cluster is up and TuneServe is installed from this checkout's images and chart."""
+    subprocess.run([sys.executable, "demo/demo.py", "--install-only"], cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="session")
+def cluster_command() -> tuple[str, ...]:
+    if os.environ.get("CLUSTER") == "external":
+        return ("kubectl",)
+    return (str(ROOT / "cluster/cluster"), "kubectl")
+
+
+@pytest.fixture(scope="session")
+def system(installed: None, cluster_command: tuple[str, ...]) -> Kubectl:
+    """The operator's namespace."""
+    return Kubectl(command=cluster_command, namespace=SYSTEM)
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny random model and small data files, on this machine."""
+    model = tmp_path_factory.mktemp("tiny")
+    write_tiny_model(model)
+    data = tmp_path_factory.mktemp("data")
+    write_reviews(data / "reviews.jsonl", rows=240)
+    write_instructions(data / "instructions.jsonl", rows=120)
+    lines = (data / "reviews.jsonl").read_text().splitlines()
+    (data / "broken.jsonl").write_text("\n".join([*lines[:16], '{"text": "half a row', *lines[16:40]]) + "\n")
+    (data / "unlabelled.jsonl").write_text("\n".join(json.dumps({"text": "no label"}) for _ in range(20)) + "\n")
+    return {"tiny": model, "data": data}
+
+
+@pytest.fixture(scope="session")
+def loaded(installed: None, cluster_command: tuple[str, ...], material: dict[str, Path]) -> Iterator[Kubectl]:
+    """A namespace that enforces the restricted pod security standard, with the claims `tiny` and `data`."""
+    kubectl = Kubectl(command=cluster_command, namespace=NAMESPACE)
+    kubectl.run("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
+    for claim, directory in material.items():
+        load = [str(ROOT / "examples/load"), "--namespace", NAMESPACE, "--claim", claim, str(directory)]
+        subprocess.run(load, cwd=ROOT, check=True)
+    yield kubectl
+    kubectl.run("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
+
+
+@pytest.fixture
+def kubectl(loaded: Kubectl) -> Iterator[Kubectl]:
+    """The loaded namespace; afterwards no FineTune, ModelServe or artifacts claim is left in it."""
+    yield loaded
+    for kind in ("modelserve", "finetune"):
+        loaded.run("delete", kind, "--all", "--wait=true")
+    loaded.wait_gone("pods", selector="app.kubernetes.io/managed-by=tuneserve")
+    loaded.run("delete", "persistentvolumeclaims", "-l", "app.kubernetes.io/managed-by=tuneserve", "--wait=false")
