@@ -1,0 +1,35 @@
+"""The few things that `up` and `status` ask of the API, through kubectl."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+from tuneserve_cluster.errors import run
+from tuneserve_cluster.settings import Cluster
+
+
+class Kubectl:
+    """kubectl with the cluster's own kubeconfig."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.program = cluster.bin / "kubectl"
+
+    def apply(self, manifests: str) -> None:
+        command = [self.program, "apply", "--server-side", "--force-conflicts", "-f", "-"]
+        run(command, "the cluster's own manifests are refused", env=self.cluster.environment, stdin=manifests)
+
+    def get(self, *arguments: str) -> Any:
+        command = [self.program, "get", *arguments, "-o", "json", "--request-timeout=5s"]
+        return json.loads(run(command, f"cannot get {' '.join(arguments)}", env=self.cluster.environment))
+
+    def call(self, *arguments: str, stdin: str | None = None) -> str:
+        return run([self.program, *arguments], f"kubectl {arguments[0]} failed", env=self.cluster.environment, stdin=stdin)
+
+    def node_ready(self, name: str) -> bool:
+        path = '{.status.conditions[?(@.type=="Ready")].status}'
+        command = [self.program, "get", "node", name, "-o", f"jsonpath={path}", "--request-timeout=2s"]
+        done = subprocess.run(command, env=self.cluster.environment, capture_output=True, text=True, check=False)
+        return done.stdout.strip() == "True"
