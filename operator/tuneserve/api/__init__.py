@@ -1,0 +1,126 @@
+"""The API `tuneserve.dev/v1alpha1` as types: the source of the CRDs, and how the operator reads live objects."""
+
+from typing import Final
+
+from tuneserve.api.dataset import Dataset, DataSource, FileFormat, HubDataset, Split
+from tuneserve.api.finetune import (
+    BaseModelSource,
+    ClassificationTask,
+    FineTune,
+    FineTuneAccelerator,
+    FineTuneSpec,
+    HubModel,
+    InstructionTask,
+    Task,
+)
+from tuneserve.api.finetune_status import (
+    Artifact,
+    FineTuneStatus,
+    Metric,
+    Progress,
+    Resolved,
+    StageState,
+    StageStatus,
+    Verdict,
+)
+from tuneserve.api.meta import (
+    API_VERSION,
+    CATEGORY,
+    GROUP,
+    VERSION,
+    ClaimDirectory,
+    ClaimFile,
+    Condition,
+    ConditionStatus,
+    ConfigMapKey,
+    ObjectMeta,
+    SecretKey,
+)
+from tuneserve.api.modelserve import (
+    DataType,
+    Engine,
+    FineTuneReference,
+    ModelServe,
+    ModelServeAccelerator,
+    ModelServeSpec,
+    ModelServeStatus,
+    ServedModel,
+    ServedVersion,
+)
+from tuneserve.api.output import (
+    AccessMode,
+    DeletionPolicy,
+    Evaluation,
+    Export,
+    ExportFormat,
+    Gate,
+    GateMetric,
+    Output,
+    OutputClaim,
+)
+from tuneserve.api.training import Checkpoints, Lora, Method, Training
+from tuneserve_pipeline.contract import Scheduler
+
+#: Plural names, as in the paths of the API server.
+FINETUNES: Final = "finetunes"
+MODELSERVES: Final = "modelserves"
+
+__all__ = [
+    "API_VERSION",
+    "CATEGORY",
+    "FINETUNES",
+    "GROUP",
+    "MODELSERVES",
+    "VERSION",
+    "AccessMode",
+    "Artifact",
+    "BaseModelSource",
+    "Checkpoints",
+    "ClaimDirectory",
+    "ClaimFile",
+    "ClassificationTask",
+    "Condition",
+    "ConditionStatus",
+    "ConfigMapKey",
+    "DataSource",
+    "DataType",
+    "Dataset",
+    "DeletionPolicy",
+    "Engine",
+    "Evaluation",
+    "Export",
+    "ExportFormat",
+    "FileFormat",
+    "FineTune",
+    "FineTuneAccelerator",
+    "FineTuneReference",
+    "FineTuneSpec",
+    "FineTuneStatus",
+    "Gate",
+    "GateMetric",
+    "HubDataset",
+    "HubModel",
+    "InstructionTask",
+    "Lora",
+    "Method",
+    "Metric",
+    "ModelServe",
+    "ModelServeAccelerator",
+    "ModelServeSpec",
+    "ModelServeStatus",
+    "ObjectMeta",
+    "Output",
+    "OutputClaim",
+    "Progress",
+    "Resolved",
+    "Scheduler",
+    "SecretKey",
+    "ServedModel",
+    "ServedVersion",
+    "Split",
+    "StageState",
+    "StageStatus",
+    "Task",
+    "Training",
+    "Verdict",
+]

@@ -1,0 +1,185 @@
+"""FineTune: a base model, a data set and a method, declared together with the artifacts that shall exist."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tuneserve.api.dataset import Dataset
+from tuneserve.api.finetune_status import FineTuneStatus
+from tuneserve.api.meta import (
+    API_VERSION,
+    INT32_MAX,
+    NAME_LENGTH,
+    ClaimDirectory,
+    DnsLabel,
+    HubRepo,
+    HubRevision,
+    ObjectMeta,
+    ObjectName,
+    SecretKey,
+)
+from tuneserve.api.output import Evaluation, Export, ExportFormat, Gate, Output
+from tuneserve.api.rules import ListMap, Part, Rule, words
+from tuneserve.api.training import Lora, Method, Training
+
+#: Metrics that the evaluation of a task measures; the first one is the task's main metric. All are shares from 0 to 1.
+CLASSIFICATION_METRICS = ("accuracy", "macroF1", "invalidRatio")
+INSTRUCTION_METRICS = ("exactMatch",)
+CLASSIFICATION_COLUMNS = ("text", "label")
+INSTRUCTION_COLUMNS = ("instruction", "input", "output")
+
+
+class HubModel(Part):
+    """A base model of a Hugging Face-compatible hub, as safetensors; code of the repository is never run."""
+
+    repo: HubRepo
+    """Repository of the model, as owner/name."""
+    revision: HubRevision = "main"
+    """Commit, tag or branch. A branch or tag is resolved to a commit once, recorded in status.resolved.revision."""
+
+
+class BaseModelSource(Part):
+    """The model to start from."""
+
+    one_of = ("hugging_face", "claim")
+
+    hugging_face: HubModel | None = None
+    """A repository of the hub; it is downloaded once, without holding a GPU."""
+    claim: ClaimDirectory | None = None
+    """A directory on a PersistentVolumeClaim with the model's safetensors, config.json and tokenizer."""
+    token_secret: SecretKey | None = None
+    """Token for the hub, for models and data sets that are not public. Only the download sees it."""
+
+
+class ClassificationTask(Part):
+    """Text to one label out of a closed list, learned as generation of the label."""
+
+    labels: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=64)], ...],
+        Field(min_length=2, max_length=64),
+        Rule(
+            rule="self.all(label, self.exists_one(other, other == label))",
+            message="must not name a label twice",
+        ),
+        Rule(
+            rule="self.all(label, label == label.trim() && !label.contains('\\n'))",
+            message="must not have labels with spaces at their ends or line breaks: write the bare word",
+        ),
+    ]
+    """The labels, 2 to 64, each of at most 64 characters. A row with another label is an error."""
+    instruction: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Sentence put before each text. Left out: a request, in plain English, to answer with one of the labels."""
+
+
+class InstructionTask(Part):
+    """Rows with an instruction, optionally an input, and the output to learn."""
+
+
+class Task(Part):
+    """What the model shall learn; it says which fields the rows have and how they are evaluated."""
+
+    one_of = ("classification", "instruction")
+
+    classification: ClassificationTask | None = None
+    """Text to one label. Rows have the fields text and label."""
+    instruction: InstructionTask | None = None
+    """Instruction to output. Rows have the fields instruction, output, and optionally input. Write "{}"."""
+
+
+class FineTuneAccelerator(Part):
+    """The kind of machine to train on."""
+
+    profile: DnsLabel | None = None
+    """Name of a profile that the platform offers, such as rtx-4090 or cpu. Left out: the platform's default."""
+
+
+def _only(*, task: str, path: str, item: str, names: Sequence[str], last: str = "and") -> Rule:
+    """Everything at `path` is one of `names` when the task is `task`; `item` is the CEL expression of its name."""
+    listed = ", ".join(f"'{name}'" for name in names)
+    return Rule(
+        rule=f"!has(self.task.{task}) || !has(self.{path}) || self.{path}.all(entry, {item} in [{listed}])",
+        message=f"must name only {words(names)} when the task is {task}",
+        field_path=f".{path}",
+    )
+
+
+class FineTuneSpec(Part):
+    """What shall exist. It may be edited at any time: only the stages that an edit changes run again."""
+
+    rules = (
+        _only(task="classification", path="gates", item="entry.metric", names=CLASSIFICATION_METRICS),
+        _only(task="instruction", path="gates", item="entry.metric", names=INSTRUCTION_METRICS),
+        _only(task="classification", path="dataset.columns", item="entry", names=CLASSIFICATION_COLUMNS),
+        _only(task="instruction", path="dataset.columns", item="entry", names=INSTRUCTION_COLUMNS),
+        Rule(
+            rule="!has(self.gates) || self.gates.all(gate, !has(gate.export) || "
+            "self.exports.exists(export, export.name == gate.export))",
+            message="must name, in export, one of the exports, or leave export out to check all of them",
+            field_path=".gates",
+        ),
+    )
+
+    base_model: BaseModelSource
+    """The model to start from."""
+    dataset: Dataset
+    """The rows to learn from and to test on."""
+    task: Task
+    """What to learn."""
+    method: Method = Method.QLORA
+    """How to learn it. QLoRA: low-rank adapters on a base that is held in 4 bits."""
+    lora: Lora = Lora()
+    """Size and place of the adapters."""
+    training: Training = Training()
+    """Length and speed of the training."""
+    accelerator: FineTuneAccelerator = FineTuneAccelerator()
+    """The kind of machine to train on."""
+    exports: Annotated[
+        tuple[Export, ...],
+        ListMap("name"),
+        Field(min_length=1, max_length=16),
+        Rule(
+            rule="self.all(export, self.exists_one(other, other.format == export.format))",
+            message="must have each format once: two exports of one format would be the same artifact",
+        ),
+    ] = (Export(name="merged", format=ExportFormat.MERGED),)
+    """The artifacts that shall exist; each is measured on the test rows, beside the base model."""
+    evaluation: Evaluation = Evaluation()
+    """How the exports are measured."""
+    gates: Annotated[tuple[Gate, ...], Field(max_length=16)] = ()
+    """What an export must reach to be served. Left out: every export passes."""
+    output: Output = Output()
+    """Where the artifacts are kept."""
+    suspend: bool = False
+    """Whether to stop: running stages end with a checkpoint and go on from it when this is false again."""
+    priority_class_name: ObjectName | None = None
+    """PriorityClass of the pods of all stages."""
+    deadline_seconds: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    """Seconds that one stage may take, all its attempts together. Left out: no limit."""
+    retries: Annotated[int, Field(ge=0, le=20)] = 3
+    """How often a failed stage is tried again, 0 to 20. Errors in the configuration or the data are not tried again;
+    evictions and preemptions do not count."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=INT32_MAX)] = 86_400
+    """Seconds after which the Job and the pods of a finished stage are removed. Artifacts stay."""
+
+
+class FineTune(Part):
+    """A FineTune declares artifacts: a base model, tuned on a data set, exported, and measured. The operator runs the
+    stages that are missing, one Job each, and keeps their outputs on a claim."""
+
+    rules = (
+        Rule(
+            rule=f"self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && "
+            f"self.metadata.name.size() <= {NAME_LENGTH}",
+            message=f"metadata.name must have at most {NAME_LENGTH} characters: lower-case letters, digits and '-', "
+            "starting and ending with a letter or a digit",
+        ),
+    )
+
+    api_version: Literal["tuneserve.dev/v1alpha1"] = API_VERSION
+    kind: Literal["FineTune"] = "FineTune"
+    metadata: ObjectMeta
+    spec: FineTuneSpec
+    """What shall exist."""
+    status: FineTuneStatus = FineTuneStatus()
+    """What exists."""

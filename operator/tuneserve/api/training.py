@@ -1,0 +1,81 @@
+"""How a FineTune learns: the method, the size of the adapters, and the course of the training."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tuneserve.api.meta import INT32_MAX, DecimalString
+from tuneserve.api.rules import Part, Rule, decimal
+from tuneserve_pipeline.contract import Scheduler
+
+
+class Method(StrEnum):
+    QLORA = "QLoRA"
+
+
+class Lora(Part):
+    """Size and place of the low-rank adapters."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """Rank of the adapters, 1 to 512. A higher rank learns more and needs more memory."""
+    alpha: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Scale of the adapters: they are multiplied by alpha / rank."""
+    dropout: Annotated[DecimalString, decimal(at_least=0, below=1, example="0.05")] = "0"
+    """Share of the adapters' inputs dropped at random while training, from 0 to below 1."""
+    target_modules: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
+        Field(max_length=32),
+        Rule(
+            rule="self.all(module, module.matches('^[A-Za-z0-9_.]+$'))",
+            message="must be names of modules such as q_proj: letters, digits, '_' and '.'",
+        ),
+        Rule(
+            rule="self.all(module, module != 'lm_head' && !module.endsWith('.lm_head'))",
+            message="must not name lm_head: an adapter on the output layer cannot be trained; name other linear layers",
+        ),
+    ] = ()
+    """Names of the linear layers that get an adapter, such as q_proj. Left out: all but the output layer."""
+
+
+class Checkpoints(Part):
+    """How often the training can be resumed from."""
+
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 50
+    """Optimizer steps between two checkpoints. An interrupted training loses at most that many."""
+    keep: Annotated[int, Field(ge=1, le=10)] = 2
+    """Checkpoints kept on the claim, the latest ones, 1 to 10. They are removed when the training is finished."""
+
+
+class Training(Part):
+    """How long and how fast the model learns."""
+
+    rules = (
+        Rule(
+            rule="!(has(self.epochs) && has(self.maxSteps))",
+            message="must set at most one of epochs and maxSteps",
+        ),
+    )
+
+    epochs: Annotated[DecimalString, decimal(above=0, at_most=1000, example="3")] | None = None
+    """Passes over the training rows, as a decimal number in quotes. With neither epochs nor maxSteps: "3"."""
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Optimizer steps to train for, instead of epochs."""
+    learning_rate: Annotated[DecimalString, decimal(above=0, at_most=1, example="2e-4")] = "2e-4"
+    """Highest learning rate, as a decimal number in quotes, greater than 0 and at most 1."""
+    scheduler: Scheduler = Scheduler.COSINE
+    """Course of the learning rate after the warm-up: Cosine and Linear fall to 0, Constant stays."""
+    warmup: Annotated[DecimalString, decimal(at_least=0, below=1, example="0.03")] = "0.03"
+    """Share of the steps, from 0 to below 1, in which the learning rate rises from 0."""
+    weight_decay: Annotated[DecimalString, decimal(at_least=0, at_most=1, example="0.01")] = "0"
+    """Decay of the adapters' weights in each step, from 0 to 1."""
+    max_gradient_norm: Annotated[DecimalString, decimal(above=0, at_most=1000, example="1.0")] = "1.0"
+    """Norm to which longer gradients are cut."""
+    global_batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Rows in one optimizer step, however they are spread over the memory of the GPU."""
+    max_sequence_length: Annotated[int, Field(ge=16, le=131_072)] = 2048
+    """Longest row in tokens, prompt and answer together."""
+    seed: Annotated[int, Field(ge=0, le=INT32_MAX)] = 42
+    """Seed of the adapters' first weights and of the order of the rows."""
+    checkpoints: Checkpoints = Checkpoints()
+    """When checkpoints are written and how many stay."""
