@@ -3,7 +3,6 @@
 Pods run from the real images; nothing of the operator or the pipeline is imported here.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.data import write_instructions, write_reviews
+from support.data import write_data
 from support.kubectl import Kubectl
 from support.tiny import write_tiny_model
 
@@ -50,13 +49,9 @@ def system(installed: None, cluster_command: tuple[str, ...]) -> Kubectl:
 def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny random model and small data files, on this machine."""
     model = tmp_path_factory.mktemp("tiny")
-    write_tiny_model(model)
+    write_tiny_model(model / "model")
     data = tmp_path_factory.mktemp("data")
-    write_reviews(data / "reviews.jsonl", rows=240)
-    write_instructions(data / "instructions.jsonl", rows=120)
-    lines = (data / "reviews.jsonl").read_text().splitlines()
-    (data / "broken.jsonl").write_text("\n".join([*lines[:16], '{"text": "half a row', *lines[16:40]]) + "\n")
-    (data / "unlabelled.jsonl").write_text("\n".join(json.dumps({"text": "no label"}) for _ in range(20)) + "\n")
+    write_data(data)
     return {"tiny": model, "data": data}
 
 

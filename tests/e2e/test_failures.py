@@ -1,4 +1,4 @@
-"""What goes wrong on real clusters: the data, the references, the operator, the pods. Each ends well or says why not."""
+"""What goes wrong on real clusters: data, references, the operator, pods. Each ends well or says why not."""
 
 import time
 

@@ -1,30 +1,28 @@
-"""Small data sets that a model can learn: made-up reviews with an opinion word, and copying tasks."""
+"""Small data sets that the tests put on claims."""
 
 import json
 import random
 from pathlib import Path
 
-GOOD = ["lovely", "great", "brilliant", "charming"]
-BAD = ["awful", "dull", "broken", "boring"]
-THINGS = ["film", "phone", "hotel", "book", "game", "chair"]
+from support.tiny import reviews, write_jsonl
 
-
-def write_reviews(path: Path, *, rows: int, seed: int = 7) -> None:
-    """Rows with `text` and `label` (positive or negative), balanced."""
-    dice = random.Random(seed)
-    with path.open("w") as file:
-        for number in range(rows):
-            positive = number % 2 == 0
-            word = dice.choice(GOOD if positive else BAD)
-            text = f"the {dice.choice(THINGS)} number {dice.randrange(10_000)} was {word}"
-            file.write(json.dumps({"text": text, "label": "positive" if positive else "negative"}) + "\n")
+WORDS = ("lovely", "dull", "film", "phone", "hotel", "book")
 
 
 def write_instructions(path: Path, *, rows: int, seed: int = 7) -> None:
-    """Rows with `instruction`, `input` and `output`."""
+    """Rows with `instruction`, `input` and `output`: repeat the first word."""
     dice = random.Random(seed)
-    with path.open("w") as file:
-        for _ in range(rows):
-            word = dice.choice(GOOD + BAD + THINGS)
-            row = {"instruction": "Repeat the word.", "input": f"{word} {dice.randrange(1000)}", "output": word}
-            file.write(json.dumps(row) + "\n")
+    picked = [dice.choice(WORDS) for _ in range(rows)]
+    write_jsonl(
+        path, ({"instruction": "Repeat the word.", "input": f"{w} {i}", "output": w} for i, w in enumerate(picked))
+    )
+
+
+def write_data(directory: Path) -> None:
+    """Good and bad files by name: what a claim of data looks like to the tests."""
+    rows = reviews(240)
+    write_jsonl(directory / "reviews.jsonl", rows)
+    write_instructions(directory / "instructions.jsonl", rows=120)
+    write_jsonl(directory / "unlabelled.jsonl", ({"text": row["text"]} for row in rows[:20]))
+    lines = [json.dumps(row) for row in rows[:40]]
+    (directory / "broken.jsonl").write_text("\n".join([*lines[:16], '{"text": "half a row', *lines[16:]]) + "\n")

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from support import tiny
 from support.kubectl import Object
 
-LABELS = ["negative", "positive"]
+LABELS = list(tiny.LABELS)
 
 
 def finetune(name: str, *, steps: int = 4, data: str = "reviews.jsonl", **spec: Any) -> Object:
