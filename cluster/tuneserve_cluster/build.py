@@ -23,7 +23,15 @@ from tuneserve_cluster.settings import GO_SOURCES, is_external
 OLDEST_GO = (1, 26)
 # Part of the hash: raise it when the same sources are built into something else.
 RECIPE = "1"
-KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl", "kubeadm")
+KUBERNETES = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "kubectl",
+    "kubeadm",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def parts() -> list[Part]:
     """In the order in which they are built: the longest first, for what the others share with it."""
     version = kubernetes_version()
     major, minor = version.removeprefix("v").split(".")[:2]
-    stamps = {}
+    stamps: dict[str, str] = {}
     for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version"):
         # Without these, clients see v0.0.0-master and refuse to talk to "such an old" server.
         stamps |= {f"{package}.gitVersion": version, f"{package}.gitMajor": major, f"{package}.gitMinor": minor}
@@ -63,7 +71,13 @@ def parts() -> list[Part]:
     containerd = "github.com/containerd/containerd/v2"
     helm = "helm.sh/helm/v4"
     return [
-        Part("kube-apiserver and 6 more", "about 5 min", "kubernetes", tuple(f"k8s.io/kubernetes/cmd/{name}" for name in KUBERNETES), stamps),
+        Part(
+            "kube-apiserver and 6 more",
+            "about 5 min",
+            "kubernetes",
+            tuple(f"k8s.io/kubernetes/cmd/{name}" for name in KUBERNETES),
+            stamps,
+        ),
         Part(
             "containerd, its shim and ctr",
             "about 1 min",
@@ -85,7 +99,13 @@ def parts() -> list[Part]:
             "kubernetes",
             ("sigs.k8s.io/kwok/cmd/kwok", "github.com/rancher/local-path-provisioner"),
         ),
-        Part("helm", "about 1 min", "kubernetes", (f"{helm}/cmd/helm",), {f"{helm}/internal/version.version": pinned("kubernetes", helm)}),
+        Part(
+            "helm",
+            "about 1 min",
+            "kubernetes",
+            (f"{helm}/cmd/helm",),
+            {f"{helm}/internal/version.version": pinned("kubernetes", helm)},
+        ),
         Part("pause", "a second", "pause", (".",)),
     ]
 
@@ -110,9 +130,13 @@ def go_environment() -> tuple[Path, dict[str, str]]:
     found = shutil.which("go", path=f"{packages.SEARCH_PATH}:/usr/local/go/bin")
     wanted = ".".join(map(str, OLDEST_GO))
     if found is None:
-        raise ClusterError(f"no Go toolchain: install Go {wanted} or newer (a release into /usr/local/go, or on PATH) and run it again")
+        raise ClusterError(
+            f"no Go toolchain: install Go {wanted} or newer (a release into /usr/local/go, or on PATH) and run it again"
+        )
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOWORK": "off"}
-    said = run([found, "env", "GOVERSION"], "go does not run", env={**environment, "GOTOOLCHAIN": "local"}, cwd=Path("/"))
+    said = run(
+        [found, "env", "GOVERSION"], "go does not run", env={**environment, "GOTOOLCHAIN": "local"}, cwd=Path("/")
+    )
     version = tuple(int(number) for number in re.findall(r"\d+", said)[:2])
     if version >= OLDEST_GO:
         environment["GOTOOLCHAIN"] = "local"
@@ -169,9 +193,18 @@ def _build(cache: Path) -> Path:
 
 def _copy_stages(go: Path, environment: dict[str, str], folder: Path) -> None:
     """KWOK's own stages for nodes lie in its module; copied now, so that `up` needs no Go."""
-    said = run([go, "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok"], "KWOK's module is not to be found", env=environment, cwd=GO_SOURCES / "kubernetes")
+    said = run(
+        [go, "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok"],
+        "KWOK's module is not to be found",
+        env=environment,
+        cwd=GO_SOURCES / "kubernetes",
+    )
     stages = Path(said.strip()) / "kustomize" / "stage"
-    wanted = ("node/fast/node-initialize.yaml", "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml", "pod/fast/pod-ready.yaml")
+    wanted = (
+        "node/fast/node-initialize.yaml",
+        "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
+        "pod/fast/pod-ready.yaml",
+    )
     (folder / "kwok-stages.yaml").write_text("\n---\n".join((stages / name).read_text() for name in wanted))
 
 

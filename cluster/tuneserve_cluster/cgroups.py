@@ -43,7 +43,9 @@ def create(name: str) -> None:
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise ClusterError(f"cannot make {folder}: {error.strerror}; a kubelet needs a writable /sys/fs/cgroup") from None
+            raise ClusterError(
+                f"cannot make {folder}: {error.strerror}; a kubelet needs a writable /sys/fs/cgroup"
+            ) from None
         if kind == "cgroup2" and is_v2():
             _enable(where)
             _enable(folder)

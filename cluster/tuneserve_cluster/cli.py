@@ -31,12 +31,17 @@ def parser() -> argparse.ArgumentParser:
 
     add("build", "install Debian packages and build all binaries (about 10 minutes, once)")
     up = add("up", "start the cluster; idempotent")
-    up.add_argument("--control-plane", action="store_true", help="no kubelet and no containers: for tests on fake nodes")
+    up.add_argument(
+        "--control-plane", action="store_true", help="no kubelet and no containers: for tests on fake nodes"
+    )
     up.add_argument("--fake-nodes", type=int, metavar="N", help="have exactly N fake nodes")
     up.add_argument("--fake-gpus", type=int, default=1, metavar="G", help="GPUs of each fake node (default: 1)")
-    up.add_argument("--hold-fake-jobs", action="store_true", help="pods of Jobs on fake nodes run until they are given an exit code")
+    up.add_argument(
+        "--hold-fake-jobs", action="store_true", help="pods of Jobs on fake nodes run until they are given an exit code"
+    )
     up.add_argument("--gpus", type=int, metavar="G", help="pretend that the real node has G GPUs")
     down = add("down", "end the cluster and remove all it made, but for its images")
+    down.add_argument("--all", action="store_true", help="every cluster of this cache, whatever its name")
     down.add_argument("--purge", action="store_true", help="remove its images, too")
     add("status", "show the components; exit code 0 if all is well")
     load = add("load-image", "load images into the cluster: OCI layout folders or oci-archives")
@@ -45,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     prune = add("prune-images", "remove the images tuneserve/* that are not named")
     prune.add_argument("keep", nargs="*", metavar="KEEP")
     add("kubeconfig", "print the path of an admin kubeconfig")
-    add("env", "print lines for a shell: eval \"$(cluster env)\"")
+    add("env", 'print lines for a shell: eval "$(cluster env)"')
     for name in PASSED_ON:
         commands.add_parser(name, help=f"run {name} against the cluster: cluster {name} [--name NAME] ARGS...")
     return top
@@ -78,6 +83,12 @@ def pass_on(tool: str, arguments: list[str]) -> int:
     os.execve(cluster.bin / tool, [tool, *arguments], cluster.environment)
 
 
+def all_names() -> list[str]:
+    """Clusters that run, or left images behind."""
+    folders = [*cache_folder().glob("clusters/*"), *cache_folder().glob("stores/*")]
+    return sorted({folder.name for folder in folders if folder.is_dir()})
+
+
 def existing(name: str) -> Cluster:
     cluster = Cluster(name, cache_folder())
     if not cluster.kubeconfig.exists():
@@ -94,10 +105,13 @@ def command(options: argparse.Namespace) -> int:
             print(build.build(cache_folder()))
         case "up":
             lifecycle.up(
-                Wishes(options.control_plane, options.fake_nodes, options.fake_gpus, options.hold_fake_jobs, options.gpus)
+                Wishes(
+                    options.control_plane, options.fake_nodes, options.fake_gpus, options.hold_fake_jobs, options.gpus
+                )
             )
         case "down":
-            lifecycle.down(options.purge)
+            for name in all_names() if options.all else [options.name]:
+                Lifecycle(Cluster(name, cache_folder())).down(options.purge)
         case "status":
             return 0 if lifecycle.status() else 1
         case "load-image":

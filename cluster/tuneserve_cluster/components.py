@@ -188,7 +188,9 @@ def local_path_provisioner(cluster: Cluster) -> Component:
         "local-path-provisioner",
         (
             "start",
-            *_flags(kubeconfig=cluster.kubeconfig, config=config, helper_pod_file=helper_pod, helper_image=BUSYBOX_IMAGE),
+            *_flags(
+                kubeconfig=cluster.kubeconfig, config=config, helper_pod_file=helper_pod, helper_image=BUSYBOX_IMAGE
+            ),
             *_flags(namespace="local-path-storage", service_account_name="local-path-provisioner"),
         ),
     )

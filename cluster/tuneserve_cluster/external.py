@@ -17,10 +17,14 @@ def check() -> None:
     """Says which cluster it is, or why it cannot be reached."""
     kubeconfig = os.environ.get("KUBECONFIG")
     if not kubeconfig:
-        raise ClusterError("CLUSTER=external needs KUBECONFIG to name the cluster: export KUBECONFIG=/path/to/kubeconfig")
+        raise ClusterError(
+            "CLUSTER=external needs KUBECONFIG to name the cluster: export KUBECONFIG=/path/to/kubeconfig"
+        )
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise ClusterError("CLUSTER=external needs kubectl on PATH")
-    version = run([kubectl, "version", "--request-timeout=10s"], f"the cluster of KUBECONFIG={kubeconfig} cannot be reached")
+    version = run(
+        [kubectl, "version", "--request-timeout=10s"], f"the cluster of KUBECONFIG={kubeconfig} cannot be reached"
+    )
     server = next((line for line in version.splitlines() if line.startswith("Server")), "Server Version: unknown")
     print(f"CLUSTER=external: the cluster of {kubeconfig} answers ({server}); nothing of it is started or stopped here")

@@ -74,13 +74,14 @@ class Layout:
             "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], **config},
             "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in described]},
         }
+        manifest_type = f"{OCI}.manifest.v1+json"
         manifest = {
             "schemaVersion": 2,
-            "mediaType": f"{OCI}.manifest.v1+json",
+            "mediaType": manifest_type,
             "config": self.blob(json.dumps(configuration, sort_keys=True).encode(), f"{OCI}.config.v1+json"),
             "layers": described,
         }
-        descriptor = self.blob(json.dumps(manifest, sort_keys=True).encode(), manifest["mediaType"])
+        descriptor = self.blob(json.dumps(manifest, sort_keys=True).encode(), manifest_type)
         descriptor["annotations"] = {"io.containerd.image.name": name}
         self.manifests.append(descriptor)
 

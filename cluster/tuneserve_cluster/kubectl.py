@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from tuneserve_cluster.errors import run
 from tuneserve_cluster.settings import Cluster
+
+Command = list[str | Path]
 
 
 class Kubectl:
@@ -18,18 +22,24 @@ class Kubectl:
         self.program = cluster.bin / "kubectl"
 
     def apply(self, manifests: str) -> None:
-        command = [self.program, "apply", "--server-side", "--force-conflicts", "-f", "-"]
+        command: Command = [self.program, "apply", "--server-side", "--force-conflicts", "-f", "-"]
         run(command, "the cluster's own manifests are refused", env=self.cluster.environment, stdin=manifests)
 
     def get(self, *arguments: str) -> Any:
-        command = [self.program, "get", *arguments, "-o", "json", "--request-timeout=5s"]
+        command: Command = [self.program, "get", *arguments, "-o", "json", "--request-timeout=5s"]
         return json.loads(run(command, f"cannot get {' '.join(arguments)}", env=self.cluster.environment))
 
     def call(self, *arguments: str, stdin: str | None = None) -> str:
-        return run([self.program, *arguments], f"kubectl {arguments[0]} failed", env=self.cluster.environment, stdin=stdin)
+        return run(
+            [self.program, *arguments], f"kubectl {arguments[0]} failed", env=self.cluster.environment, stdin=stdin
+        )
 
-    def node_ready(self, name: str) -> bool:
-        path = '{.status.conditions[?(@.type=="Ready")].status}'
-        command = [self.program, "get", "node", name, "-o", f"jsonpath={path}", "--request-timeout=2s"]
+    def node_ready(self, name: str, since: float = 0.0) -> bool:
+        """Whether the kubelet has called the node Ready after this time (etcd may remember an earlier life of it)."""
+        condition = '.status.conditions[?(@.type=="Ready")]'
+        path = f"{{{condition}.status}} {{{condition}.lastHeartbeatTime}}"
+        command: Command = [self.program, "get", "node", name, "-o", f"jsonpath={path}", "--request-timeout=2s"]
         done = subprocess.run(command, env=self.cluster.environment, capture_output=True, text=True, check=False)
-        return done.stdout.strip() == "True"
+        status, _, heartbeat = done.stdout.strip().partition(" ")
+        # Heartbeats are written in whole seconds.
+        return status == "True" and datetime.fromisoformat(heartbeat).timestamp() >= int(since)

@@ -51,7 +51,11 @@ def fake_node(index: int, gpus: int) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": name, "labels": labels, "annotations": {FAKE: "fake", "node.alpha.kubernetes.io/ttl": "0"}},
+        "metadata": {
+            "name": name,
+            "labels": labels,
+            "annotations": {FAKE: "fake", "node.alpha.kubernetes.io/ttl": "0"},
+        },
         "spec": {"taints": [{"key": FAKE, "value": "fake", "effect": "NoSchedule"}]},
         "status": {"allocatable": resources, "capacity": resources},
     }

@@ -36,7 +36,9 @@ def mounts_below(folder: Path) -> list[str]:
 def assert_unmounted(cluster: Cluster) -> None:
     """Before the state folder is removed: what is mounted in it would be removed too."""
     if mounted := mounts_below(cluster.state):
-        raise ClusterError(f"{mounted[0]} is still mounted, so {cluster.state} is not removed: unmount it, then run `cluster down` again")
+        raise ClusterError(
+            f"{mounted[0]} is still mounted, so {cluster.state} stays: unmount it, then run `cluster down` again"
+        )
 
 
 @dataclass(frozen=True)

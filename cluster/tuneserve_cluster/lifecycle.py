@@ -70,7 +70,8 @@ class Lifecycle:
                 self._start_node()
             self._start_extras(wishes)
         what = "control plane" if wishes.control_plane_only else "node"
-        print(f"{what} of {self.cluster.name!r} is ready after {time.monotonic() - begun:.1f} s: export KUBECONFIG={self.cluster.kubeconfig}")
+        print(f"the {what} of {self.cluster.name!r} is ready after {time.monotonic() - begun:.1f} s")
+        print(f"export KUBECONFIG={self.cluster.kubeconfig}")
 
     def _choose_binaries(self) -> None:
         """The newest, unless the cluster runs: then those that it was started with."""
@@ -106,12 +107,15 @@ class Lifecycle:
             supervisor.wait("containerd", self.store.answers, 30, "containerd did not answer")
         self.store.load_system_images()
         cgroups.create(cluster.cgroup)
+        since = 0.0 if supervisor.process("kubelet") else time.time()
         supervisor.start(components.kubelet(cluster))
         supervisor.start(components.kube_proxy(cluster))
         manifests = sorted((MANIFESTS / "cluster").glob("*.yaml"))
         self.kubectl.apply("\n---\n".join(configuration.render(path, cluster) for path in manifests))
         supervisor.start(components.local_path_provisioner(cluster))
-        supervisor.wait("kubelet", lambda: self.kubectl.node_ready(cluster.node_name), 60, "the node was not Ready")
+        supervisor.wait(
+            "kubelet", lambda: self.kubectl.node_ready(cluster.node_name, since), 60, "the node was not Ready"
+        )
 
     def _start_extras(self, wishes: Wishes) -> None:
         if wishes.gpus is not None and not wishes.control_plane_only:
@@ -141,7 +145,10 @@ class Lifecycle:
             if left:
                 raise ClusterError("down left something behind:\n" + "\n".join(f"  {each}" for each in left))
         cluster.lock.unlink(missing_ok=True)
-        print(f"the cluster {cluster.name!r} is gone" + ("" if purge else "; its images are kept (remove them with `down --purge`)"))
+        print(
+            f"the cluster {cluster.name!r} is gone"
+            + ("" if purge else "; its images are kept (remove them with `down --purge`)")
+        )
 
     def status(self) -> bool:
         """Prints a table; whether everything that was started lives and the API and the nodes are ready."""
@@ -160,7 +167,8 @@ class Lifecycle:
             pid, memory = (str(process.pid), f"{process.memory_mib():.0f}") if process else ("-", "-")
             print(f"{name:24} {pid:>8} {'yes' if process else 'NO':6} {memory:>6}")
         if not self.supervisor.api_ready():
-            print(f"the API server at {cluster.plan.node_ip}:6443 is not ready; its log is {self.supervisor.log('kube-apiserver')}")
+            where = f"{cluster.plan.node_ip}:6443"
+            print(f"the API server at {where} is not ready; its log is {self.supervisor.log('kube-apiserver')}")
             return False
         nodes = self.kubectl.get("nodes")["items"]
         ready = {node["metadata"]["name"]: _is_ready(node) for node in nodes}

@@ -41,10 +41,14 @@ def choose_plan(cluster: Cluster) -> AddressPlan:
     if cluster.plan_file.exists():
         return cluster.plan
     taken = {int(json.loads(file.read_text())["index"]) for file in (cluster.cache / "clusters").glob("*/plan.json")}
-    routes = parse_routes(run([program("ip"), "-4", "route", "show", "table", "all"], "cannot read the machine's routes"))
+    routes = parse_routes(
+        run([program("ip"), "-4", "route", "show", "table", "all"], "cannot read the machine's routes")
+    )
     index = free_index(taken, routes)
     if index is None:
-        raise ClusterError("no block of addresses is free in 10.200.0.0-10.203.255.255; end another cluster with `cluster down`")
+        raise ClusterError(
+            "no block of addresses is free in 10.200.0.0-10.203.255.255; end another cluster with `cluster down`"
+        )
     cluster.plan_file.parent.mkdir(parents=True, exist_ok=True)
     cluster.plan_file.write_text(json.dumps({"index": index}))
     return AddressPlan(index)
@@ -76,7 +80,7 @@ class Node:
         pause = self.cluster.bin / "pause"
         flags = ["--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--propagation", "private", "--mount-proc"]
         log = self.cluster.logs / "holder.log"
-        # The state folder as an argument changes nothing for pause; it lets `down` find a holder whose pid file is lost.
+        # The state folder, an argument that pause ignores, lets `down` find a holder whose pid file is lost.
         started = detach([program("unshare"), *flags, pause, self.cluster.state], log)
         holder = _holder_running(started, pause)
         if holder is None:
@@ -109,7 +113,10 @@ class Node:
         """So that the machine reaches pods and ClusterIPs; they vanish with the interface."""
         plan = self.cluster.plan
         for network in (plan.pods, plan.services):
-            run([program("ip"), "route", "replace", str(network), "via", plan.node_ip], f"cannot add a route to {network}")
+            run(
+                [program("ip"), "route", "replace", str(network), "via", plan.node_ip],
+                f"cannot add a route to {network}",
+            )
 
     def _setup_script(self) -> str:
         cluster, plan, ip = self.cluster, self.cluster.plan, program("ip")
@@ -130,12 +137,15 @@ class Node:
             # ClusterIPs need some route; those that no rule serves end at the wire.
             f"{ip} route add {plan.services} dev {NODE_INTERFACE}",
             "echo 1 > /proc/sys/net/ipv4/ip_forward",
-            "if [ -e /proc/sys/net/bridge/bridge-nf-call-iptables ]; then echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables; fi",
+            # There only when the bridge module is loaded.
+            "bridged=/proc/sys/net/bridge/bridge-nf-call-iptables",
+            "if [ -e $bridged ]; then echo 1 > $bridged; fi",
             "mkdir -p /run/sysctl",
         ]
         for name, value in SYSCTLS.items():
             private = f"/run/sysctl/{name.replace('/', '_')}"
-            lines.append(f"if [ -e /proc/sys/{name} ]; then echo {value} > {private}; mount --bind {private} /proc/sys/{name}; fi")
+            bind = f"echo {value} > {private}; mount --bind {private} /proc/sys/{name}"
+            lines.append(f"if [ -e /proc/sys/{name} ]; then {bind}; fi")
         lines.append("mount --make-rshared /")  # volumes are propagated from the kubelet into containers
         return "\n".join(lines)
 

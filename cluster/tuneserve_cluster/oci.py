@@ -23,7 +23,7 @@ DEFAULT_REGISTRY = "docker.io"
 
 
 def normalise(name: str) -> str:
-    """The full name under which the kubelet looks an image up: `tuneserve/operator:a` is docker.io/tuneserve/operator:a.
+    """The name that the kubelet looks for: `tuneserve/operator:a` is docker.io/tuneserve/operator:a.
 
     The rule is that of Docker references: the first part is a registry only if it
     looks like a host, a name of one part is in `library/`, and no tag means `latest`.
@@ -116,7 +116,9 @@ def open_source(path: Path) -> Iterator[Source]:
             with tarfile.open(path, "r:*") as tar:
                 source = Archive(tar)
                 if "index.json" not in source.members:
-                    raise ClusterError(f"{path} is no OCI archive: it has no index.json (docker-archives are not taken)")
+                    raise ClusterError(
+                        f"{path} is no OCI archive: it has no index.json (docker-archives are not taken)"
+                    )
                 yield source
         except tarfile.TarError as error:
             raise ClusterError(f"{path} is no tar archive: {error}") from None
@@ -145,7 +147,9 @@ class Image:
 def images(source: Source) -> list[Image]:
     """All images of a layout."""
     index = json.loads(source.read("index.json"))
-    return [Image(image_name(each), each, tuple(dict.fromkeys(_walk(source, each)))) for each in index.get("manifests", [])]
+    return [
+        Image(image_name(each), each, tuple(dict.fromkeys(_walk(source, each)))) for each in index.get("manifests", [])
+    ]
 
 
 def _walk(source: Source, descriptor: dict[str, Any]) -> Iterator[str]:

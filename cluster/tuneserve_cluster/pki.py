@@ -68,9 +68,14 @@ def _kubelet_serving_certificate(cluster: Cluster) -> None:
         return
     openssl, request, extensions = program("openssl"), cluster.pki / "kubelet.csr", cluster.pki / "kubelet.ext"
     subject = f"/O=system:nodes/CN=system:node:{cluster.node_name}"
-    extensions.write_text(f"subjectAltName=DNS:{cluster.node_name},IP:{cluster.plan.node_ip}\nextendedKeyUsage=serverAuth\n")
+    extensions.write_text(
+        f"subjectAltName=DNS:{cluster.node_name},IP:{cluster.plan.node_ip}\nextendedKeyUsage=serverAuth\n"
+    )
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     failure = "openssl cannot make the kubelet's certificate"
     run([openssl, "req", *curve, "-nodes", "-keyout", key, "-subj", subject, "-out", request], failure)
-    signer = ["-CA", cluster.pki / "ca.crt", "-CAkey", cluster.pki / "ca.key", "-CAcreateserial"]
-    run([openssl, "x509", "-req", "-in", request, *signer, "-days", DAYS, "-extfile", extensions, "-out", certificate], failure)
+    signer: list[str | Path] = ["-CA", cluster.pki / "ca.crt", "-CAkey", cluster.pki / "ca.key", "-CAcreateserial"]
+    run(
+        [openssl, "x509", "-req", "-in", request, *signer, "-days", DAYS, "-extfile", extensions, "-out", certificate],
+        failure,
+    )

@@ -4,7 +4,7 @@ All state is in one cache folder outside the repository:
 
     bin/<hash>/        binaries and system images, built from the sources with this hash
     clusters/<name>/   one cluster: etcd, certificates, logs, volumes; `down` removes it
-    images/<name>/     containerd's image store, kept by `down` so that the next `up` has the images at once
+    stores/<name>/     containerd's image store, kept by `down` so that the next `up` has the images at once
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Cluster:
 
     @property
     def image_store(self) -> Path:
-        return self.cache / "images" / self.name
+        return self.cache / "stores" / self.name
 
     @property
     def lock(self) -> Path:

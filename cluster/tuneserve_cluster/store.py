@@ -36,7 +36,9 @@ class ImageStore:
         self.node = node
 
     def _ctr(self, *arguments: str) -> list[str | Path]:
-        return self.node.enter([self.cluster.bin / "ctr", "-a", self.cluster.containerd_socket, "-n", "k8s.io", *arguments])
+        return self.node.enter(
+            [self.cluster.bin / "ctr", "-a", self.cluster.containerd_socket, "-n", "k8s.io", *arguments]
+        )
 
     def ctr(self, *arguments: str) -> str:
         return run(self._ctr(*arguments), f"ctr {' '.join(arguments[:2])} failed")
@@ -50,7 +52,9 @@ class ImageStore:
         return {row[0]: row[2] for row in rows if len(row) > 2}
 
     def named(self) -> dict[str, str]:
-        return {name: digest for name, digest in self.all().items() if "@" not in name and not name.startswith("sha256:")}
+        return {
+            name: digest for name, digest in self.all().items() if "@" not in name and not name.startswith("sha256:")
+        }
 
     def load(self, path: Path) -> list[Loaded]:
         """Imports what is new of a layout or archive, and of it only the blobs that the store does not have."""
@@ -85,7 +89,9 @@ class ImageStore:
                     raise ClusterError(f"the layout is incomplete: {error} is missing") from None
             if importing.returncode:
                 said.seek(0)
-                raise ClusterError(f"containerd refuses {wanted[0].name}: {said.read().decode(errors='replace').strip()[-800:]}")
+                raise ClusterError(
+                    f"containerd refuses {wanted[0].name}: {said.read().decode(errors='replace').strip()[-800:]}"
+                )
 
     def remove(self, names: Collection[str]) -> None:
         """Removes images, and the records by digest that the CRI made for them, which would keep their layers."""

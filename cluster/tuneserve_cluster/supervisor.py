@@ -55,12 +55,16 @@ class Supervisor:
         if not wait_until(settled, timeout, pause=0.1):
             raise ClusterError(f"{what} within {timeout:.0f} s; the log of {name} may say why", self.log(name))
         if self.process(name) is None:
-            raise ClusterError(f"{name} ended; it starts again with `cluster up`, once the cause is gone", self.log(name))
+            raise ClusterError(
+                f"{name} ended; it starts again with `cluster up`, once the cause is gone", self.log(name)
+            )
 
     def api_ready(self) -> bool:
         """Whether the API server says that all its start-up hooks are done (among them the default roles)."""
         trust = ssl.create_default_context(cafile=str(self.cluster.pki / "ca.crt"))
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
+        direct = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)
+        )
         try:
             with direct.open(f"https://{self.cluster.plan.node_ip}:6443/readyz", timeout=2) as answer:
                 return bool(answer.status == 200)
