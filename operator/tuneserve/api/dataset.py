@@ -98,10 +98,7 @@ class Dataset(Part):
     revision: Annotated[str, Field(max_length=128)] | None = None
     """Any text. Change it to say that files changed in place: the data is then prepared again."""
     columns: Annotated[
-        Mapping[
-            Annotated[str, Field(min_length=1, max_length=64)],
-            Annotated[str, Field(min_length=1, max_length=256)],
-        ],
+        Mapping[str, Annotated[str, Field(min_length=1, max_length=256)]],
         Field(max_length=8),
     ] = Field(default_factory=dict)
     """The task's field -> the file's column, where the names differ, such as "text: tweet". A classification has the
