@@ -204,6 +204,15 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Text that looks like a number is quoted: PyYAML reads 2e-4 as text, but Kubernetes as a number."""
+    quoted = text[:1].isdigit() and text[-1:].isdigit()
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if quoted else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def stale(root: Path) -> list[Path]:
     """Paths below `root` that do not hold what would be generated now, or should not exist."""
     wanted = manifests()

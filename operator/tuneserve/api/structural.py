@@ -93,12 +93,19 @@ def _resolve(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Sc
 
 
 def _set_default(result: Schema, schema: Mapping[str, Any]) -> None:
-    """Defaults that say nothing go; that of an object becomes `{}`, which its own fields then fill."""
-    default = result.pop("default", None)
-    if default is None or default in ("", [], {}):
-        if not (default == {} and "properties" in schema):
-            return
-    result["default"] = {} if isinstance(default, dict) and "properties" in schema else default
+    """Defaults that say nothing go. That of an object has all that its own fields default to, because the API server
+    checks it against the rules of the object before it fills it."""
+    default = _without_empty(result.pop("default", None))
+    if default or default == 0 or (default == {} and "properties" in schema):
+        result["default"] = default
+
+
+def _without_empty(default: Any) -> Any:
+    if isinstance(default, dict):
+        return {name: _without_empty(value) for name, value in default.items() if value not in (None, "", [])}
+    if isinstance(default, list):
+        return [_without_empty(value) for value in default]
+    return default
 
 
 def _describe(schema: Mapping[str, Any]) -> str:
