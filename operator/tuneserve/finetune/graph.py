@@ -1,0 +1,97 @@
+"""The stages that a FineTune needs, derived from its exports alone.
+
+Pure, and it knows nothing of Kubernetes: what a stage needs of a cluster is decided in `jobs`.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tuneserve.api import ExportFormat
+from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, EvaluationTarget
+
+
+class StageKind(StrEnum):
+    """The command that runs a stage: `python -m tuneserve_pipeline <kind>`."""
+
+    PREPARE = "prepare"
+    TRAIN = "train"
+    MERGE = "merge"
+    EVALUATE = "evaluate"
+
+
+#: Kinds that compute on the profile's device; any other would only keep a GPU from somebody else.
+_DEVICE_KINDS = frozenset({StageKind.TRAIN, StageKind.EVALUATE})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One node of the graph."""
+
+    name: str
+    """Unique in the graph; also the name of its directory on the artifacts claim."""
+    kind: StageKind
+    parents: tuple[str, ...] = ()
+    """Stages whose output this one reads; their digests are part of its input hash."""
+    target: EvaluationTarget | None = None
+    """What an evaluation measures; None for every other kind."""
+
+    @property
+    def uses_device(self) -> bool:
+        """Whether it runs on the profile's GPU, if the profile has one."""
+        return self.kind in _DEVICE_KINDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportPath:
+    """How the artifacts of one format come to be."""
+
+    producer: str
+    """Stage whose output holds the artifact; its hash is the artifact's version."""
+    directory: str
+    """Below the producer's output directory."""
+    evaluation: str
+    """Stage that measures it."""
+
+
+PREPARE = "prepare"
+TRAIN = "train"
+MERGE = "merge"
+EVALUATE_BASE = "evaluate-base"
+EVALUATE_ADAPTER = "evaluate-adapter"
+EVALUATE_MERGED = "evaluate-merged"
+
+#: Every stage there is, each after those that it reads.
+STAGES: tuple[Stage, ...] = (
+    Stage(name=PREPARE, kind=StageKind.PREPARE),
+    Stage(name=EVALUATE_BASE, kind=StageKind.EVALUATE, parents=(PREPARE,), target=EvaluationTarget.BASE),
+    Stage(name=TRAIN, kind=StageKind.TRAIN, parents=(PREPARE,)),
+    Stage(name=EVALUATE_ADAPTER, kind=StageKind.EVALUATE, parents=(PREPARE, TRAIN), target=EvaluationTarget.ADAPTER),
+    Stage(name=MERGE, kind=StageKind.MERGE, parents=(PREPARE, TRAIN)),
+    Stage(name=EVALUATE_MERGED, kind=StageKind.EVALUATE, parents=(PREPARE, MERGE), target=EvaluationTarget.MERGED),
+)
+_BY_NAME = {stage.name: stage for stage in STAGES}
+
+EXPORT_PATHS: dict[ExportFormat, ExportPath] = {
+    ExportFormat.ADAPTER: ExportPath(producer=TRAIN, directory=ADAPTER_DIRECTORY, evaluation=EVALUATE_ADAPTER),
+    ExportFormat.MERGED: ExportPath(producer=MERGE, directory=MODEL_DIRECTORY, evaluation=EVALUATE_MERGED),
+}
+
+
+def graph(formats: Iterable[ExportFormat]) -> tuple[Stage, ...]:
+    """The stages that artifacts of these formats need, each after its parents.
+
+    The base model is always evaluated: a figure of a tuned model says nothing without that of its base.
+    """
+    wanted = {EVALUATE_BASE}
+    for format in formats:
+        path = EXPORT_PATHS[format]
+        wanted |= {path.producer, path.evaluation}
+    needed = {name for stage in wanted for name in _with_ancestors(stage)}
+    return tuple(stage for stage in STAGES if stage.name in needed)
+
+
+def _with_ancestors(name: str) -> Iterator[str]:
+    yield name
+    for parent in _BY_NAME[name].parents:
+        yield from _with_ancestors(parent)

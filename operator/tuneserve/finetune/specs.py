@@ -1,0 +1,98 @@
+"""What each stage is told, derived from the spec of the FineTune: only fields that reach a stage, so that an edit
+re-runs only what it changes. Pure.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from tuneserve import api
+from tuneserve.finetune.graph import Stage, StageKind
+from tuneserve_pipeline import contract
+
+#: (ConfigMap, key) -> sha256 of the content, in hex.
+Digests = Mapping[tuple[str, str], str]
+
+
+def stage_spec(stage: Stage, spec: api.FineTuneSpec, *, digests: Digests) -> contract.StageSpec:
+    """The contract's spec of a stage.
+
+    `digests` must have every ConfigMap key of the data set when the stage is `prepare`; raises KeyError otherwise.
+    """
+    if stage.kind is StageKind.PREPARE:
+        return _prepare(spec, digests)
+    if stage.kind is StageKind.TRAIN:
+        return _train(spec)
+    if stage.kind is StageKind.MERGE:
+        return contract.MergeSpec()
+    if stage.target is None:
+        raise ValueError(f"stage {stage.name} says not what it evaluates")
+    return contract.EvaluateSpec(target=stage.target, max_samples=spec.evaluation.max_samples)
+
+
+def _prepare(spec: api.FineTuneSpec, digests: Digests) -> contract.PrepareSpec:
+    data = spec.dataset
+    return contract.PrepareSpec(
+        base_model=_base_model(spec.base_model),
+        train=_sources(data.train, digests),
+        validation=_sources(data.validation, digests),
+        test=_sources(data.test, digests),
+        split=contract.Split(
+            validation=float(data.split.validation), test=float(data.split.test), seed=data.split.seed
+        ),
+        columns=data.columns,
+        task=_task(spec.task),
+        max_sequence_length=spec.training.max_sequence_length,
+        revision=data.revision or "",
+    )
+
+
+def _base_model(source: api.BaseModelSource) -> contract.BaseModelSource:
+    if source.hugging_face is not None:
+        return contract.HubModel(repo=source.hugging_face.repo, revision=source.hugging_face.revision)
+    assert source.claim is not None  # exactly one is set, which parsing has checked
+    return contract.LocalModel(claim=source.claim.name, path=source.claim.path)
+
+
+def _sources(sources: Iterable[api.DataSource], digests: Digests) -> tuple[contract.DataSource, ...]:
+    return tuple(_source(source, digests) for source in sources)
+
+
+def _source(source: api.DataSource, digests: Digests) -> contract.DataSource:
+    format = contract.FileFormat(source.format.value)
+    if source.claim is not None:
+        return contract.ClaimFile(claim=source.claim.name, path=source.claim.path, format=format)
+    if source.config_map is not None:
+        name, key = source.config_map.name, source.config_map.key
+        return contract.ConfigMapFile(name=name, key=key, digest=digests[name, key], format=format)
+    assert source.hugging_face is not None
+    hub = source.hugging_face
+    return contract.HubDataset(repo=hub.repo, revision=hub.revision, subset=hub.subset, split=hub.split)
+
+
+def _task(task: api.Task) -> contract.Task:
+    if task.classification is not None:
+        return contract.ClassificationTask(
+            labels=task.classification.labels, instruction=task.classification.instruction or ""
+        )
+    return contract.InstructionTask()
+
+
+def _train(spec: api.FineTuneSpec) -> contract.TrainSpec:
+    training, lora = spec.training, spec.lora
+    return contract.TrainSpec(
+        method=spec.method.value,
+        lora=contract.LoraSpec(
+            rank=lora.rank, alpha=lora.alpha, dropout=float(lora.dropout), target_modules=lora.target_modules
+        ),
+        epochs=None if training.epochs is None else float(training.epochs),
+        max_steps=training.max_steps,
+        learning_rate=float(training.learning_rate),
+        scheduler=training.scheduler,
+        warmup_ratio=float(training.warmup),
+        weight_decay=float(training.weight_decay),
+        max_gradient_norm=float(training.max_gradient_norm),
+        global_batch_size=training.global_batch_size,
+        max_sequence_length=training.max_sequence_length,
+        seed=training.seed,
+        checkpoint_steps=training.checkpoints.steps,
+        checkpoint_keep=training.checkpoints.keep,
+    )
