@@ -125,9 +125,9 @@ def built(cache: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def go_environment() -> tuple[Path, dict[str, str]]:
+def go_environment(cache: Path) -> tuple[Path, dict[str, str]]:
     """The Go program and what it runs under; a sentence if there is none that is new enough."""
-    found = shutil.which("go", path=f"{packages.SEARCH_PATH}:/usr/local/go/bin")
+    found = shutil.which("go", path=f"{packages.SEARCH_PATH}:{cache}/tools/bin:/usr/local/go/bin")
     wanted = ".".join(map(str, OLDEST_GO))
     if found is None:
         raise ClusterError(
@@ -165,7 +165,7 @@ def build(cache: Path) -> Path:
 
 
 def _build(cache: Path) -> Path:
-    go, environment = go_environment()
+    go, environment = go_environment(cache)
     folder = cache / "bin" / source_hash()
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -118,6 +118,8 @@ class Lifecycle:
         )
 
     def _start_extras(self, wishes: Wishes) -> None:
+        # The controller-manager makes it a moment later; until then every pod is Forbidden.
+        self.kubectl.call("wait", "--for=create", "serviceaccount/default", "--timeout=60s")
         if wishes.gpus is not None and not wishes.control_plane_only:
             kwok.set_real_gpus(self.kubectl, self.cluster.node_name, wishes.gpus)
         if wishes.fake_nodes is not None:
@@ -144,7 +146,6 @@ class Lifecycle:
             left = traces.left()
             if left:
                 raise ClusterError("down left something behind:\n" + "\n".join(f"  {each}" for each in left))
-        cluster.lock.unlink(missing_ok=True)
         print(
             f"the cluster {cluster.name!r} is gone"
             + ("" if purge else "; its images are kept (remove them with `down --purge`)")

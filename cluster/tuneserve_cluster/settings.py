@@ -69,7 +69,7 @@ class Cluster:
 
     @property
     def lock(self) -> Path:
-        return self.cache / "clusters" / f"{self.name}.lock"
+        return self.cache / "clusters" / f".{self.name}.lock"
 
     @property
     def bin(self) -> Path:
