@@ -1,0 +1,32 @@
+"""Who works on a key, and who else must look when an object changes."""
+
+from collections.abc import Callable
+
+from tuneserve.context import Context
+from tuneserve.finetune.reconcile import reconcile as reconcile_finetune
+from tuneserve.kube import MODELSERVE
+from tuneserve.modelserve.reconcile import reconcile as reconcile_modelserve
+from tuneserve.workqueue import Key, Result
+
+
+async def reconcile(key: Key, *, context: Context, add: Callable[[Key], None]) -> Result:
+    """One pass over the object that the key names."""
+    match key.kind:
+        case "ModelServe":
+            return await reconcile_modelserve(key, context)
+        case "FineTune":
+            # Asked afresh each time: what is remembered of a watch may be out of date. First, so that a FineTune
+            # that cannot be reconciled does not hold up who serves its artifacts.
+            for dependent in await dependents(key, context=context):
+                add(dependent)
+            return await reconcile_finetune(key, context)
+
+
+async def dependents(key: Key, *, context: Context) -> list[Key]:
+    """The ModelServes that serve an artifact of this FineTune."""
+    bodies = await context.kube.list(MODELSERVE, key.namespace)
+    return [
+        Key("ModelServe", key.namespace, body["metadata"]["name"])
+        for body in bodies
+        if ((body.get("spec") or {}).get("model") or {}).get("fineTune", {}).get("name") == key.name
+    ]
