@@ -63,6 +63,9 @@ class StageStatus(Part):
     """Why the stage waits or failed, as one CamelCase word for programs."""
     message: Message | None = None
     """Why the stage waits or failed, and what to do, as a sentence for people."""
+    terms: Short | None = None
+    """Settings under which the stage failed that are no input of it, such as the profile. When they change, it is
+    tried again; none: its inputs are wrong, and only other inputs help."""
 
 
 class Progress(Part):
@@ -128,7 +131,7 @@ class FineTuneStatus(Part):
     """What exists, and what is going on."""
 
     observed_generation: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
-    """metadata.generation of the spec that this status tells about."""
+    """Generation (metadata.generation) of the spec that this status tells about."""
     conditions: Conditions = ()
     """Ready: all exports exist. Reconciling: stages are running or waiting. Stalled: only an edit or a rebuild helps.
     DataValid, Trained, Exported and Evaluated tell how far the stages are."""

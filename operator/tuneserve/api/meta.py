@@ -138,7 +138,7 @@ class Condition(Part):
     status: ConditionStatus
     """Whether it holds: True, False, or Unknown."""
     observed_generation: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
-    """metadata.generation of the spec that this was observed for."""
+    """Generation (metadata.generation) of the spec that this was observed for."""
     last_transition_time: Time
     """When status changed last."""
     reason: Annotated[str, Field(min_length=1, max_length=1024, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]

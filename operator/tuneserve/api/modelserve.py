@@ -117,7 +117,7 @@ class ModelServeStatus(Part):
     """What is served, and what is going on."""
 
     observed_generation: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
-    """metadata.generation of the spec that this status tells about."""
+    """Generation (metadata.generation) of the spec that this status tells about."""
     conditions: Conditions = ()
     """Ready: what the spec asks for is served by all replicas. Reconciling: a change is under way. Stalled: only an
     edit helps. Available: at least one replica answers requests."""

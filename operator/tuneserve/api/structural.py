@@ -114,6 +114,8 @@ def _describe(schema: Mapping[str, Any]) -> str:
     default = schema.get("default")
     if isinstance(default, bool):
         return f"{text} Default: {str(default).lower()}."
+    if isinstance(default, str) and default[:1].isdigit():
+        return f'{text} Default: "{default}".'
     if isinstance(default, int | str) and default != "":
         return f"{text} Default: {default}."
     return text

@@ -1,0 +1,345 @@
+"""FineTunes that users get wrong."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from api.manifests import FINETUNE, INSTRUCTION, REMOVED, Object
+from api.wrong import LABEL, METADATA, NAME, PATH, Wrong, WrongEdit
+
+_CLAIM = {"name": "data", "path": "train.jsonl"}
+_REPO = "must be a repository of the hub, written as owner/name without a URL"
+_RATIO = 'must be a decimal number in quotes, at least 0 and at most 1, such as "0.80"; write 80 % as "0.80"'
+
+
+def _finetune(name: str, changes: Mapping[str, Any], place: str, sentence: str) -> Wrong:
+    return Wrong(name=name, changes=changes, place=place, sentence=sentence, original=FINETUNE)
+
+
+def _source(**source: Any) -> Object:
+    return {"spec.dataset.train": [source]}
+
+
+FINETUNES = (
+    # Names and shape
+    _finetune("name with dots", {"metadata.name": "my.model"}, "<nil>", f"{METADATA} and ending with a letter"),
+    _finetune("name too long", {"metadata.name": "x" * 64}, "<nil>", f"{METADATA} and ending with a letter"),
+    _finetune("no base model", {"spec.baseModel": REMOVED}, "spec.baseModel", "Required value"),
+    _finetune("no data", {"spec.dataset": REMOVED}, "spec.dataset", "Required value"),
+    _finetune("no task", {"spec.task": REMOVED}, "spec.task", "Required value"),
+    _finetune("a mistyped field", {"spec.trainig": {"maxSteps": 3}}, "spec.trainig", "unknown field"),
+    _finetune("a field in the wrong place", {"spec.epochs": "3"}, "spec.epochs", "unknown field"),
+    # Base model
+    _finetune(
+        "no form of base model",
+        {"spec.baseModel": {}},
+        "spec.baseModel",
+        "must set exactly one of huggingFace and claim",
+    ),
+    _finetune(
+        "both forms of base model",
+        {"spec.baseModel.huggingFace": {"repo": "org/model"}},
+        "spec.baseModel",
+        "must set exactly one of huggingFace and claim",
+    ),
+    _finetune(
+        "repo as a URL",
+        {"spec.baseModel": {"huggingFace": {"repo": "https://hub.example/org/model"}}},
+        "spec.baseModel.huggingFace.repo",
+        _REPO,
+    ),
+    _finetune(
+        "repo that leaves its place", {"spec.baseModel": {"huggingFace": {"repo": "../etc"}}}, "huggingFace.repo", _REPO
+    ),
+    _finetune(
+        "revision with a space",
+        {"spec.baseModel": {"huggingFace": {"repo": "org/model", "revision": "my branch"}}},
+        "spec.baseModel.huggingFace.revision",
+        "must be a commit, a tag or a branch: letters, digits, '-', '_', '.' and '/'",
+    ),
+    _finetune("claim with capitals", {"spec.baseModel.claim.name": "Models"}, "spec.baseModel.claim.name", NAME),
+    _finetune("absolute path", {"spec.baseModel.claim.path": "/models"}, "spec.baseModel.claim.path", PATH),
+    _finetune("path that climbs", {"spec.baseModel.claim.path": "a/../../b"}, "spec.baseModel.claim.path", PATH),
+    _finetune(
+        "secret key with a slash",
+        {"spec.baseModel.tokenSecret": {"name": "hub", "key": "a/b"}},
+        "spec.baseModel.tokenSecret.key",
+        "must be a key of its data: letters, digits, '-', '_' and '.'",
+    ),
+    # Data
+    _finetune("no source", {"spec.dataset.train": []}, "spec.dataset.train", "should have at least 1 items"),
+    _finetune("17 sources", {"spec.dataset.train": [{"claim": _CLAIM}] * 17}, "spec.dataset.train", "at most 16 items"),
+    _finetune(
+        "an empty source",
+        {"spec.dataset.train": [{}]},
+        "spec.dataset.train[0]",
+        "must set exactly one of claim, configMap and huggingFace",
+    ),
+    _finetune(
+        "a source in two forms",
+        _source(claim=_CLAIM, configMap={"name": "rows", "key": "a.jsonl"}),
+        "spec.dataset.train[0]",
+        "must set exactly one of claim, configMap and huggingFace",
+    ),
+    _finetune("a file without a path", _source(claim={"name": "data"}), "train[0].claim.path", "Required value"),
+    _finetune(
+        "a format that nobody reads", _source(claim=_CLAIM, format="XLSX"), "train[0].format", '"JSONL", "JSON", "CSV"'
+    ),
+    _finetune(
+        "a format for the hub",
+        _source(huggingFace={"repo": "org/data"}, format="CSV"),
+        "spec.dataset.train[0].format",
+        "must be left out, or Auto, with huggingFace: the hub says in what format its files are",
+    ),
+    _finetune("a share that is a word", {"spec.dataset.split": {"test": "half"}}, "split.test", 'such as "0.1"'),
+    _finetune(
+        "a share in percent",
+        {"spec.dataset.split": {"validation": "10"}},
+        "spec.dataset.split.validation",
+        'must be a decimal number in quotes, at least 0 and less than 1, such as "0.1"',
+    ),
+    _finetune("a share without quotes", {"spec.dataset.split": {"test": 0.1}}, "split.test", "must be of type string"),
+    _finetune(
+        "nothing left to train on",
+        {"spec.dataset.split": {"validation": "0.5", "test": "0.5"}},
+        "spec.dataset.split",
+        "must leave rows to train on: make validation and test together less than 1",
+    ),
+    _finetune(
+        "nothing to test on",
+        {"spec.dataset.split": {"test": "0"}},
+        "spec.dataset.split.test",
+        "must hold out rows for the test: set split.test above 0, or give sources in test",
+    ),
+    _finetune(
+        "a column for a field of another task",
+        {"spec.dataset.columns": {"prompt": "tweet"}},
+        "spec.dataset.columns",
+        "must name only text and label when the task is classification",
+    ),
+    _finetune(
+        "a column for a field of no instruction",
+        {**INSTRUCTION, "spec.dataset.columns": {"text": "tweet"}},
+        "spec.dataset.columns",
+        "must name only instruction, input and output when the task is instruction",
+    ),
+    # Task
+    _finetune(
+        "no form of task", {"spec.task": {}}, "spec.task", "must set exactly one of classification and instruction"
+    ),
+    _finetune(
+        "two tasks",
+        {"spec.task.instruction": {}},
+        "spec.task",
+        "must set exactly one of classification and instruction",
+    ),
+    _finetune("one label", {"spec.task.classification.labels": ["a"]}, "classification.labels", "at least 2 items"),
+    _finetune(
+        "65 labels",
+        {"spec.task.classification.labels": [f"label{i}" for i in range(65)]},
+        "classification.labels",
+        "at most 64 items",
+    ),
+    _finetune("an empty label", {"spec.task.classification.labels": ["a", ""]}, "labels[1]", "at least 1 chars long"),
+    _finetune(
+        "a long label", {"spec.task.classification.labels": ["a", "b" * 65]}, "labels[1]", "may not be more than 64"
+    ),
+    _finetune(
+        "a label twice", {"spec.task.classification.labels": ["a", "b", "a"]}, "labels", "must not name a label twice"
+    ),
+    _finetune(
+        "a label with a space",
+        {"spec.task.classification.labels": ["a", "b "]},
+        "labels",
+        "must not have labels with spaces at their ends or line breaks: write the bare word",
+    ),
+    # Method and training
+    _finetune("an unknown method", {"spec.method": "LoRA"}, "spec.method", 'supported values: "QLoRA"'),
+    _finetune("rank 0", {"spec.lora": {"rank": 0}}, "spec.lora.rank", "should be greater than or equal to 1"),
+    _finetune("dropout of all", {"spec.lora": {"dropout": "1"}}, "spec.lora.dropout", 'less than 1, such as "0.05"'),
+    _finetune(
+        "an adapter on the output layer",
+        {"spec.lora": {"targetModules": ["q_proj", "lm_head"]}},
+        "spec.lora.targetModules",
+        "must not name lm_head: an adapter on the output layer cannot be trained; name other linear layers",
+    ),
+    _finetune(
+        "modules as an expression",
+        {"spec.lora": {"targetModules": ["*.q_proj"]}},
+        "spec.lora.targetModules",
+        "must be names of modules such as q_proj: letters, digits, '_' and '.'",
+    ),
+    _finetune(
+        "epochs and steps",
+        {"spec.training": {"epochs": "3", "maxSteps": 100}},
+        "spec.training",
+        "must set at most one of epochs and maxSteps",
+    ),
+    _finetune(
+        "no epochs at all",
+        {"spec.training": {"epochs": "0"}},
+        "spec.training.epochs",
+        'must be a decimal number in quotes, greater than 0 and at most 1000, such as "3"',
+    ),
+    _finetune("no steps at all", {"spec.training": {"maxSteps": 0}}, "training.maxSteps", "greater than or equal to 1"),
+    _finetune(
+        "a learning rate that diverges",
+        {"spec.training": {"learningRate": "2"}},
+        "spec.training.learningRate",
+        'must be a decimal number in quotes, greater than 0 and at most 1, such as "2e-4"',
+    ),
+    _finetune(
+        "a learning rate without quotes",
+        {"spec.training": {"learningRate": 0.0002}},
+        "spec.training.learningRate",
+        "must be of type string",
+    ),
+    _finetune(
+        "a negative learning rate",
+        {"spec.training": {"learningRate": "-1e-4"}},
+        "spec.training.learningRate",
+        'must be a decimal number in quotes, greater than 0 and at most 1, such as "2e-4"',
+    ),
+    _finetune(
+        "a scheduler in small letters", {"spec.training": {"scheduler": "cosine"}}, "scheduler", '"Cosine", "Linear"'
+    ),
+    _finetune(
+        "warm-up in steps", {"spec.training": {"warmup": "100"}}, "training.warmup", 'less than 1, such as "0.03"'
+    ),
+    _finetune(
+        "weight decay in percent", {"spec.training": {"weightDecay": "5"}}, "training.weightDecay", 'such as "0.01"'
+    ),
+    _finetune(
+        "a gradient norm of 0",
+        {"spec.training": {"maxGradientNorm": "0"}},
+        "training.maxGradientNorm",
+        'greater than 0 and at most 1000, such as "1.0"',
+    ),
+    _finetune(
+        "rows longer than any model takes",
+        {"spec.training": {"maxSequenceLength": 1_000_000}},
+        "training.maxSequenceLength",
+        "should be less than or equal to 131072",
+    ),
+    _finetune(
+        "no checkpoints",
+        {"spec.training": {"checkpoints": {"keep": 0}}},
+        "checkpoints.keep",
+        "greater than or equal to 1",
+    ),
+    # Profile, exports, gates
+    _finetune("a profile with capitals", {"spec.accelerator": {"profile": "RTX 4090"}}, "accelerator.profile", LABEL),
+    _finetune("no exports", {"spec.exports": []}, "spec.exports", "should have at least 1 items"),
+    _finetune(
+        "an unknown format",
+        {"spec.exports": [{"name": "small", "format": "ZIP"}]},
+        "spec.exports[0].format",
+        'supported values: "Adapter", "Merged"',
+    ),
+    _finetune(
+        "an export twice",
+        {"spec.exports": [{"name": "a", "format": "Merged"}, {"name": "a", "format": "Adapter"}]},
+        "spec.exports[1]",
+        "Duplicate value",
+    ),
+    _finetune(
+        "a format twice",
+        {"spec.exports": [{"name": "a", "format": "Merged"}, {"name": "b", "format": "Merged"}]},
+        "spec.exports",
+        "must have each format once: two exports of one format would be the same artifact",
+    ),
+    _finetune(
+        "an export with a capital", {"spec.exports": [{"name": "A", "format": "Merged"}]}, "exports[0].name", LABEL
+    ),
+    _finetune(
+        "a gate without a bound",
+        {"spec.gates": [{"metric": "accuracy"}]},
+        "spec.gates[0]",
+        "must set exactly one of atLeast and atMost",
+    ),
+    _finetune(
+        "a gate with two bounds",
+        {"spec.gates": [{"metric": "accuracy", "atLeast": "0.1", "atMost": "0.9"}]},
+        "spec.gates[0]",
+        "must set exactly one of atLeast and atMost",
+    ),
+    _finetune(
+        "a gate in percent", {"spec.gates": [{"metric": "accuracy", "atLeast": "80"}]}, "gates[0].atLeast", _RATIO
+    ),
+    _finetune(
+        "a gate on another export",
+        {"spec.gates": [{"metric": "accuracy", "atLeast": "0.8", "export": "adapter"}]},
+        "spec.gates",
+        "must name, in export, one of the exports, or leave export out to check all of them",
+    ),
+    _finetune(
+        "an unknown metric", {"spec.gates": [{"metric": "f1", "atLeast": "0.8"}]}, "gates[0].metric", '"macroF1"'
+    ),
+    _finetune(
+        "a metric of instructions",
+        {"spec.gates": [{"metric": "exactMatch", "atLeast": "0.8"}]},
+        "spec.gates",
+        "must name only accuracy, macroF1 and invalidRatio when the task is classification",
+    ),
+    _finetune(
+        "a metric of classifications",
+        {**INSTRUCTION, "spec.gates": [{"metric": "accuracy", "atLeast": "0.8"}]},
+        "spec.gates",
+        "must name only exactMatch when the task is instruction",
+    ),
+    _finetune(
+        "an evaluation of nothing", {"spec.evaluation": {"maxSamples": 0}}, "evaluation.maxSamples", "equal to 1"
+    ),
+    # Output and running
+    _finetune(
+        "a size that is no quantity",
+        {"spec.output": {"claim": {"size": "20 GB"}}},
+        "spec.output.claim.size",
+        "must be a quantity of bytes greater than 0, such as 20Gi",
+    ),
+    _finetune(
+        "a size of 0", {"spec.output": {"claim": {"size": "0"}}}, "output.claim.size", "greater than 0, such as 20Gi"
+    ),
+    _finetune(
+        "an access mode for readers",
+        {"spec.output": {"claim": {"accessMode": "ReadOnlyMany"}}},
+        "accessMode",
+        "ReadWriteMany",
+    ),
+    _finetune("an unknown policy", {"spec.output": {"deletionPolicy": "Keep"}}, "deletionPolicy", '"Retain", "Delete"'),
+    _finetune("endless retries", {"spec.retries": 1000}, "spec.retries", "should be less than or equal to 20"),
+    _finetune(
+        "a negative deadline", {"spec.deadlineSeconds": -1}, "spec.deadlineSeconds", "greater than or equal to 1"
+    ),
+    _finetune("suspend as a word", {"spec.suspend": "yes"}, "spec.suspend", "must be of type boolean"),
+)
+
+EDITS = (
+    WrongEdit(
+        name="a smaller claim",
+        before={"spec.output": {"claim": {"size": "20Gi"}}},
+        after={"spec.output": {"claim": {"size": "19Gi"}}},
+        place="spec.output.claim.size",
+        sentence="must not shrink: a claim can only grow; write the old size or a larger one",
+    ),
+    WrongEdit(
+        name="another storage class",
+        before={"spec.output": {"claim": {"storageClass": "fast"}}},
+        after={"spec.output": {"claim": {"storageClass": "slow"}}},
+        place="spec.output.claim.storageClass",
+        sentence="must not change: a claim keeps its storage class; delete the FineTune and its claim to move it",
+    ),
+    WrongEdit(
+        name="a storage class afterwards",
+        before={},
+        after={"spec.output": {"claim": {"storageClass": "slow"}}},
+        place="spec.output.claim.storageClass",
+        sentence="must not change: a claim keeps its storage class; delete the FineTune and its claim to move it",
+    ),
+    WrongEdit(
+        name="another access mode",
+        before={"spec.output": {"claim": {"accessMode": "ReadWriteOnce"}}},
+        after={"spec.output": {"claim": {"accessMode": "ReadWriteMany"}}},
+        place="spec.output.claim.accessMode",
+        sentence="must not change: a claim keeps its access mode; delete the FineTune and its claim to change it",
+    ),
+)
