@@ -73,7 +73,7 @@ def parts() -> list[Part]:
     return [
         Part(
             "kube-apiserver and 6 more",
-            "about 5 min",
+            "about 6 min",
             "kubernetes",
             tuple(f"k8s.io/kubernetes/cmd/{name}" for name in KUBERNETES),
             stamps,
@@ -87,21 +87,21 @@ def parts() -> list[Part]:
         ),
         Part(
             "etcd and etcdctl",
-            "about 1 min",
+            "about half a minute",
             "etcd",
             ("go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/etcdctl/v3"),
             renames={"server": "etcd"},
         ),
-        Part("coredns", "about 1 min", "kubernetes", ("./coredns",)),
+        Part("coredns", "about 20 s", "kubernetes", ("./coredns",)),
         Part(
             "kwok and local-path-provisioner",
-            "about half a minute",
+            "about 20 s",
             "kubernetes",
             ("sigs.k8s.io/kwok/cmd/kwok", "github.com/rancher/local-path-provisioner"),
         ),
         Part(
             "helm",
-            "about 1 min",
+            "about half a minute",
             "kubernetes",
             (f"{helm}/cmd/helm",),
             {f"{helm}/internal/version.version": pinned("kubernetes", helm)},

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, help: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help, parents=[shared])
 
-    add("build", "install Debian packages and build all binaries (about 10 minutes, once)")
+    add("build", "install Debian packages and build all binaries (about 8 minutes, once)")
     up = add("up", "start the cluster; idempotent")
     up.add_argument(
         "--control-plane", action="store_true", help="no kubelet and no containers: for tests on fake nodes"
@@ -61,10 +61,15 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if arguments and arguments[0] in PASSED_ON:
             return pass_on(arguments[0], list(arguments[1:]))
-        return command(parser().parse_args(arguments))
+        code = command(parser().parse_args(arguments))
+        sys.stdout.flush()
+        return code
     except ClusterError as error:
         print(error.report(), file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `cluster up | head -1`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -113,6 +113,9 @@ def controller_manager(cluster: Cluster) -> Component:
                 use_service_account_credentials="true",
                 leader_elect="false",
                 allocate_node_cidrs="false",
+                # Before any controller starts, each of 60 gets an account and a token: 4 s at the default of 20/s.
+                kube_api_qps=300,
+                kube_api_burst=600,
                 profiling="false",
             ),
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +49,16 @@ class Traces:
     cluster: Cluster
     interface: str | None
     namespaces: frozenset[str]
+    # In clock ticks since the machine started, as in /proc/<pid>/stat.
+    gathered: float
 
     @staticmethod
     def of(cluster: Cluster) -> Traces:
         interface = cluster.plan.interface if cluster.plan_file.exists() else None
         recorded = cluster.state / "namespaces.json"
         namespaces = frozenset(json.loads(recorded.read_text())) if recorded.exists() else frozenset[str]()
-        return Traces(cluster, interface, namespaces)
+        ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
+        return Traces(cluster, interface, namespaces, ticks)
 
     def left(self) -> list[str]:
         """Sentences about what is left, after the moment that the kernel needs to clean up."""
@@ -72,8 +76,12 @@ class Traces:
         return found
 
     def _inhabitants(self) -> list[int]:
+        """Processes in its namespaces. (The kernel reuses their numbers: a process that began later is another's.)"""
         found = []
         for pid in all_pids():
+            process = Process.of(pid)
+            if process is None or int(process.started) > self.gathered:
+                continue
             for kind in NAMESPACES:
                 try:
                     inode = os.readlink(f"/proc/{pid}/ns/{kind}")

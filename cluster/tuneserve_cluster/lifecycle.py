@@ -79,7 +79,7 @@ class Lifecycle:
             return
         binaries = build.built(self.cluster.cache)
         if binaries is None:
-            raise ClusterError("the binaries are not built yet; run `cluster build` (about 10 minutes once)")
+            raise ClusterError("the binaries are not built yet; run `cluster build` (about 8 minutes, once)")
         self.cluster.state.mkdir(parents=True, exist_ok=True)
         self.cluster.state.chmod(0o711)  # keys lie below; containers must pass through to their volumes
         self.cluster.bin.unlink(missing_ok=True)
