@@ -82,7 +82,7 @@ FINETUNES = (
     ),
     _finetune("a file without a path", _source(claim={"name": "data"}), "train[0].claim.path", "Required value"),
     _finetune(
-        "a format that nobody reads", _source(claim=_CLAIM, format="XLSX"), "train[0].format", '"JSONL", "JSON", "CSV"'
+        "a format that nobody reads", _source(claim=_CLAIM, format="XLSX"), "train[0].format", '"CSV", "Parquet"'
     ),
     _finetune(
         "a format for the hub",

@@ -15,6 +15,7 @@ class FileFormat(StrEnum):
     JSONL = "JSONL"
     JSON = "JSON"
     CSV = "CSV"
+    PARQUET = "Parquet"
 
 
 class HubDataset(Part):
@@ -50,7 +51,7 @@ class DataSource(Part):
     hugging_face: HubDataset | None = None
     """A data set of a Hugging Face-compatible hub."""
     format: FileFormat = FileFormat.AUTO
-    """Format of the file. Auto goes by the ending of its name: .jsonl, .json or .csv."""
+    """Format of the file. Auto goes by the ending of its name: .jsonl, .json, .csv or .parquet."""
 
 
 Fraction = Annotated[DecimalString, decimal(at_least=0, below=1, example="0.1")]
