@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import ValidationError
 
 from tuneserve import names
-from tuneserve.finetune.ledger import StageRun
+from tuneserve.finetune.ledger import StageRun, is_finished
 from tuneserve_pipeline.contract import Outcome
 
 #: Name of the one container of a stage pod.
@@ -132,6 +132,21 @@ class JobView:
         """The pod that runs or waits, else the last one."""
         alive = tuple(pod for pod in self.pods if pod.live and not pod.deleting)
         return (alive or self.pods)[-1] if self.pods else None
+
+    @property
+    def told(self) -> Outcome | None:
+        """What the finished stage told of its output; None when it is not finished, or that is lost or unreadable."""
+        if self.ended != "Complete":
+            return None
+        outcomes = (pod.outcome for pod in self.pods if pod.exit_code == 0)
+        return next(
+            (
+                outcome
+                for outcome in outcomes
+                if outcome is not None and (outcome.stage, outcome.hash) == self.run and is_finished(outcome)
+            ),
+            None,
+        )
 
     @property
     def has_started(self) -> bool:

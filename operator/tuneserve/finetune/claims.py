@@ -44,6 +44,13 @@ def desired(fine_tune: FineTune, *, defaults: ArtifactsClaim, live: Body | None)
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 
+def is_ours(claim: Body, fine_tune: FineTune) -> bool:
+    """Whether a claim of the right name was made for this FineTune, so that its annotations may be believed."""
+    labels = claim["metadata"].get("labels") or {}
+    wanted = names.finetune_selector(fine_tune.metadata.name)
+    return all(labels.get(key) == value for key, value in wanted.items())
+
+
 def fault(fine_tune: FineTune, *, defaults: ArtifactsClaim, live: Body | None) -> Finding | None:
     """Why nothing can be written to the live claim; None when it will do, or is yet to be made."""
     if live is None:
@@ -51,13 +58,16 @@ def fault(fine_tune: FineTune, *, defaults: ArtifactsClaim, live: Body | None) -
     name = live["metadata"]["name"]
     refusal = stranger(desired=desired(fine_tune, defaults=defaults, live=live), live=live)
     if refusal is not None:
-        return Finding(reason="ClaimConflict", message=refusal.message, stalled=not refusal.passing)
+        return Finding(
+            reason="ClaimConflict", message=refusal.message, stalled=not refusal.passing, awaits_removal=refusal.passing
+        )
     if live["metadata"].get("deletionTimestamp"):
         return Finding(
             reason="ClaimTerminating",
             message=f'PersistentVolumeClaim "{name}" is being deleted, as soon as no pod mounts it; a new, empty one '
             "is made then",
             stalled=False,
+            awaits_removal=True,
         )
     if (live.get("status") or {}).get("phase") == "Lost":
         return Finding(

@@ -15,6 +15,7 @@ from tuneserve_pipeline.contract import ExitCode
 _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _KILLED = 137
+_REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]{0,126}[A-Za-z0-9_])?")
 _POLICY_EXIT_CODE = re.compile(r"failed with exit code (\d+)")
 
 
@@ -29,6 +30,17 @@ class Finding:
     """Whether it lasts until somebody changes something; else it may pass by itself."""
     final: bool = False
     """Whether the inputs themselves are wrong, so that the same stage would fail again anywhere."""
+    blames_data: bool = False
+    """Whether the inputs that are wrong are the user's data."""
+    inherited: bool = False
+    """Whether it only follows from what holds up another stage."""
+    awaits_removal: bool = False
+    """Whether it passes as soon as something that is on its way out is gone."""
+
+    def __post_init__(self) -> None:
+        # Stages and kubelets name reasons too; one that is no word would make the status unacceptable.
+        if not _REASON.fullmatch(self.reason):
+            object.__setattr__(self, "reason", "StageFailed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +53,6 @@ class Surroundings:
     profile: str
     retries: int
     deadline_seconds: int | None = None
-    uses_device: bool = False
     rebuild: str = ""
     """Present value of the rebuild annotation."""
 
@@ -127,8 +138,9 @@ def lost_outcome(job: JobView, *, at: Surroundings) -> Finding:
 def _ended(pod: PodView | None, *, code: int | None, tries: int | None, at: Surroundings) -> Finding:
     outcome = pod.outcome if pod else None
     error = outcome.error if outcome else None
+    blames_data = code == ExitCode.INVALID_DATA
     if error is not None and code in (ExitCode.INVALID_CONFIG, ExitCode.INVALID_DATA):
-        return Finding(reason=error.reason, message=error.message, final=True)
+        return Finding(reason=error.reason, message=error.message, final=True, blames_data=blames_data)
     end = "" if tries is None else f" (given up after {tries} {'try' if tries == 1 else 'tries'}; {at.again})"
     if code == ExitCode.OUT_OF_MEMORY:
         told = error.message if error else f"{at.stage} ran out of GPU memory"
@@ -151,6 +163,7 @@ def _ended(pod: PodView | None, *, code: int | None, tries: int | None, at: Surr
             reason="InvalidConfig" if code == ExitCode.INVALID_CONFIG else "InvalidData",
             message=f"{at.stage} found {what} invalid, but its pod is gone with the explanation; {at.again}",
             final=True,
+            blames_data=blames_data,
         )
     if code == _KILLED:
         return Finding(reason="Killed", message=f"{at.stage} was killed by a signal before it could tell why{end}")
@@ -177,7 +190,10 @@ def _policy_exit_code(job: JobView) -> int | None:
 def _waiting(pod: PodView, *, at: Surroundings) -> Finding | None:
     if pod.deleting:
         return Finding(
-            reason="Stopping", message=f"{at.stage} waits until its pod {pod.name} has stopped", stalled=False
+            reason="Stopping",
+            message=f"{at.stage} waits until its pod {pod.name} has stopped",
+            stalled=False,
+            awaits_removal=True,
         )
     if pod.unschedulable is not None:
         return Finding(
