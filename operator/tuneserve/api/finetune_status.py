@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tuneserve.api.meta import (
-    INT64_MAX,
+    LARGEST_INTEGER,
     Conditions,
     Count,
     DecimalString,
@@ -130,7 +130,7 @@ class Artifact(Part):
 class FineTuneStatus(Part):
     """What exists, and what is going on."""
 
-    observed_generation: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
+    observed_generation: Annotated[int, Field(ge=0, le=LARGEST_INTEGER)] | None = None
     """Generation (metadata.generation) of the spec that this status tells about."""
     conditions: Conditions = ()
     """Ready: all exports exist. Reconciling: stages are running or waiting. Stalled: only an edit or a rebuild helps.

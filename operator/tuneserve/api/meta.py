@@ -14,7 +14,8 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = "tuneserve.dev/v1alpha1"
 CATEGORY = "tuneserve"
 INT32_MAX = 2**31 - 1
-INT64_MAX = 2**63 - 1
+#: The API server keeps bounds as 64-bit floats and refuses a value beside a larger one ("must be of type int64").
+LARGEST_INTEGER = 2**53
 
 #: Longest text that a status field keeps; a longer one is cut, so that a status can always be written.
 MESSAGE_LENGTH = 4096
@@ -41,7 +42,7 @@ DecimalString = Annotated[str, Field(pattern=DECIMAL_PATTERN, max_length=DECIMAL
 #: As above, but may be negative, as measured values may.
 Measurement = Annotated[str, Field(pattern=DECIMAL_PATTERN.replace("^", "^-?"), max_length=24)]
 Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
-LargeCount = Annotated[int, Field(ge=0, le=INT64_MAX)]
+LargeCount = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
 
 DnsLabel = Annotated[
     str,
@@ -137,7 +138,7 @@ class Condition(Part):
     """What is observed, as an adjective or a participle."""
     status: ConditionStatus
     """Whether it holds: True, False, or Unknown."""
-    observed_generation: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
+    observed_generation: Annotated[int, Field(ge=0, le=LARGEST_INTEGER)] | None = None
     """Generation (metadata.generation) of the spec that this was observed for."""
     last_transition_time: Time
     """When status changed last."""

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from tuneserve.api.meta import (
     API_VERSION,
-    INT64_MAX,
+    LARGEST_INTEGER,
     NAME_LENGTH,
     ClaimDirectory,
     Conditions,
@@ -116,7 +116,7 @@ class ServedVersion(Part):
 class ModelServeStatus(Part):
     """What is served, and what is going on."""
 
-    observed_generation: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
+    observed_generation: Annotated[int, Field(ge=0, le=LARGEST_INTEGER)] | None = None
     """Generation (metadata.generation) of the spec that this status tells about."""
     conditions: Conditions = ()
     """Ready: what the spec asks for is served by all replicas. Reconciling: a change is under way. Stalled: only an

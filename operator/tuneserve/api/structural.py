@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tuneserve.api.meta import INT32_MAX, INT64_MAX
+from tuneserve.api.meta import INT32_MAX, LARGEST_INTEGER
 from tuneserve.api.rules import LIST_TYPE, VALIDATIONS
 
 Schema = dict[str, Any]
@@ -62,7 +62,7 @@ def _convert(schema: Mapping[str, Any], definitions: Mapping[str, Schema]) -> Sc
         result["enum"] = [schema["const"]]
     _set_default(result, schema)
     if result["type"] == "integer":
-        result["format"] = "int32" if result.get("maximum", INT64_MAX) <= INT32_MAX else "int64"
+        result["format"] = "int32" if result.get("maximum", LARGEST_INTEGER) <= INT32_MAX else "int64"
     if result["type"] == "array":
         result.setdefault(LIST_TYPE, "atomic")
         result["items"] = _convert(schema["items"], definitions)
