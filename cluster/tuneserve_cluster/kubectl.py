@@ -43,3 +43,9 @@ class Kubectl:
         status, _, heartbeat = done.stdout.strip().partition(" ")
         # Heartbeats are written in whole seconds.
         return status == "True" and datetime.fromisoformat(heartbeat).timestamp() >= int(since)
+
+
+def is_ready(node: dict[str, Any]) -> bool:
+    """Whether a node object says that it is Ready."""
+    conditions = node["status"].get("conditions", [])
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)

@@ -7,7 +7,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tuneserve_cluster.kubectl import Kubectl
+from tuneserve_cluster.errors import ClusterError
+from tuneserve_cluster.kubectl import Kubectl, is_ready
+from tuneserve_cluster.process import wait_until
 from tuneserve_cluster.settings import MANIFESTS, Cluster, write_if_changed
 
 GPU_PRODUCT = "NVIDIA-GeForce-RTX-4090"
@@ -75,8 +77,13 @@ def set_fake_nodes(kubectl: Kubectl, count: int, gpus: int) -> None:
     fresh = [node for name, node in wanted.items() if name not in present or name in wrong]
     if fresh:
         kubectl.call("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": fresh}))
-    if count:
-        kubectl.call("wait", "--for=condition=Ready", "node", "-l", "type=kwok", "--timeout=60s")
+
+    def all_ready() -> bool:
+        # Not `kubectl wait`: it watches one node after the other, 0.1 s each.
+        return sum(is_ready(node) for node in kubectl.get("nodes", "-l", "type=kwok")["items"]) == count
+
+    if not wait_until(all_ready, 60, pause=0.2):
+        raise ClusterError("the fake nodes were not Ready within 60 s", kubectl.cluster.logs / "kwok.log")
 
 
 def set_real_gpus(kubectl: Kubectl, node: str, gpus: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tuneserve_cluster import build, cgroups, components, configuration, kwok, leftovers, pki
 from tuneserve_cluster.errors import ClusterError
-from tuneserve_cluster.kubectl import Kubectl
+from tuneserve_cluster.kubectl import Kubectl, is_ready
 from tuneserve_cluster.node import Node, choose_plan
 from tuneserve_cluster.process import raise_file_limit, with_word
 from tuneserve_cluster.settings import MANIFESTS, Cluster
@@ -172,14 +172,10 @@ class Lifecycle:
             print(f"the API server at {where} is not ready; its log is {self.supervisor.log('kube-apiserver')}")
             return False
         nodes = self.kubectl.get("nodes")["items"]
-        ready = {node["metadata"]["name"]: _is_ready(node) for node in nodes}
+        ready = {node["metadata"]["name"]: is_ready(node) for node in nodes}
         fake = [name for name in ready if name != cluster.node_name]
         if cluster.node_name in ready:
             print(f"node {cluster.node_name}: {'Ready' if ready[cluster.node_name] else 'NOT Ready'}")
         if fake:
             print(f"fake nodes: {sum(ready[name] for name in fake)} of {len(fake)} Ready")
         return good and all(ready.values())
-
-
-def _is_ready(node: dict[str, dict[str, list[dict[str, str]]]]) -> bool:
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in node["status"].get("conditions", []))

@@ -18,7 +18,7 @@ from tuneserve_cluster import cgroups
 from tuneserve_cluster.addresses import AddressPlan, free_index, parse_routes
 from tuneserve_cluster.errors import ClusterError, run
 from tuneserve_cluster.packages import program
-from tuneserve_cluster.process import Process, child_running, detach
+from tuneserve_cluster.process import Process, child_running, detach, with_word
 from tuneserve_cluster.settings import Cluster
 
 NAMESPACES = ("mnt", "net", "pid", "uts", "ipc")
@@ -78,9 +78,11 @@ class Node:
         shutil.rmtree(self.cluster.pids, ignore_errors=True)
         remove_interface(self.cluster.plan)
         pause = self.cluster.bin / "pause"
+        for stray in with_word(f"{pause} {self.cluster.state} "):
+            stray.kill()  # of an interrupted `up`, which did not write it down
         flags = ["--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--propagation", "private", "--mount-proc"]
         log = self.cluster.logs / "holder.log"
-        # The state folder, an argument that pause ignores, lets `down` find a holder whose pid file is lost.
+        # The state folder, an argument that pause ignores, lets a holder be found whose pid file is lost.
         started = detach([program("unshare"), *flags, pause, self.cluster.state], log)
         holder = _holder_running(started, pause)
         if holder is None:

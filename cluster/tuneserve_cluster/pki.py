@@ -40,7 +40,7 @@ def create(cluster: Cluster, version: str) -> None:
     config = cluster.conf / "kubeadm.yaml"
     write_if_changed(config, kubeadm_config(cluster, version))
     kubeadm = cluster.bin / "kubeadm"
-    if not (cluster.conf / "kubelet.conf").exists():
+    if not (cluster.conf / "scheduler.conf").exists():  # the last that kubeadm writes
         run([kubeadm, "init", "phase", "certs", "all", "--config", config], "kubeadm cannot make certificates")
         run(
             [kubeadm, "init", "phase", "kubeconfig", "all", "--config", config, "--kubeconfig-dir", cluster.conf],

@@ -90,6 +90,19 @@ def child_of(parent: int) -> int | None:
     return None
 
 
+def in_namespace_of(holder: Process, program: Path) -> list[Process]:
+    """Processes that run this program in the holder's PID namespace itself (not in a container's, below it)."""
+    found = []
+    for pid in all_pids():
+        try:
+            same = os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{holder.pid}/ns/pid")
+            if same and os.readlink(f"/proc/{pid}/exe") == str(program) and (process := Process.of(pid)) is not None:
+                found.append(process)
+        except OSError:
+            continue
+    return found
+
+
 def with_word(word: str) -> list[Process]:
     """Processes, other than this one, with this text in their command line."""
     found = []

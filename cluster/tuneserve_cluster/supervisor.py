@@ -11,7 +11,7 @@ from pathlib import Path
 from tuneserve_cluster.components import Component
 from tuneserve_cluster.errors import ClusterError
 from tuneserve_cluster.node import Node
-from tuneserve_cluster.process import Process, child_running, detach, wait_until
+from tuneserve_cluster.process import Process, child_running, detach, in_namespace_of, wait_until
 from tuneserve_cluster.settings import Cluster
 
 
@@ -33,6 +33,10 @@ class Supervisor:
         if self.process(component.name) is not None:
             return
         program = self.cluster.bin / component.name
+        holder = self.node.holder()
+        # One that an interrupted `up` started and did not write down would hold the port of the new one.
+        for stray in [] if holder is None else in_namespace_of(holder, program.resolve()):
+            stray.kill()
         command = self.node.enter([program, *component.arguments])
         started = detach(command, self.log(component.name), env=self.cluster.environment)
         process = child_running(started)
