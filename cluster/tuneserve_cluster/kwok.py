@@ -63,6 +63,10 @@ def fake_node(index: int, gpus: int) -> dict[str, Any]:
     }
 
 
+def _names(kubectl: Kubectl) -> list[str]:
+    return [node["metadata"]["name"] for node in kubectl.get("nodes", "-l", "type=kwok")["items"]]
+
+
 def set_fake_nodes(kubectl: Kubectl, count: int, gpus: int) -> None:
     """Brings the number of fake nodes to `count`; those that differ are made anew."""
     wanted = {f"fake-{index:03d}": fake_node(index, gpus) for index in range(count)}
@@ -73,10 +77,18 @@ def set_fake_nodes(kubectl: Kubectl, count: int, gpus: int) -> None:
 
     wrong = [name for name, node in present.items() if name not in wanted or gpus_of(node) != str(gpus)]
     if wrong:
-        kubectl.call("delete", "node", *wrong)
+        kubectl.call("delete", "node", "--wait=false", *wrong)
+        if not wait_until(lambda: not any(each in wrong for each in _names(kubectl)), 60, pause=0.2):
+            raise ClusterError("the fake nodes were not deleted within 60 s", kubectl.cluster.logs / "kwok.log")
     fresh = [node for name, node in wanted.items() if name not in present or name in wrong]
     if fresh:
-        kubectl.call("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": fresh}))
+        kubectl.call(
+            "create",
+            "--validate=false",
+            "-f",
+            "-",
+            stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": fresh}),
+        )
 
     def all_ready() -> bool:
         # Not `kubectl wait`: it watches one node after the other, 0.1 s each.

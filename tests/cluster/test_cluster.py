@@ -19,7 +19,7 @@ from tuneserve_cluster.build import built
 from tuneserve_cluster.images import Layer, Layout
 from tuneserve_cluster.lifecycle import Lifecycle
 from tuneserve_cluster.packages import program
-from tuneserve_cluster.process import with_word
+from tuneserve_cluster.process import in_namespace_of, with_word
 from tuneserve_cluster.settings import BUSYBOX_IMAGE, Cluster, cache_folder
 
 ROOT = Path(__file__).parents[2]
@@ -253,6 +253,15 @@ def test_a_dead_component_is_seen_and_started_again() -> None:
     assert "NO" in cluster("status", fails=True)
     cluster("up")
     cluster("status")
+
+
+def test_a_component_that_an_interrupted_up_did_not_write_down_is_not_doubled() -> None:
+    (CLUSTER.pids / "kwok").unlink()
+    cluster("up")
+    holder = Lifecycle(CLUSTER).node.holder()
+    assert holder is not None
+    (process,) = in_namespace_of(holder, (CLUSTER.bin / "kwok").resolve())
+    assert process == Lifecycle(CLUSTER).supervisor.process("kwok")
 
 
 def test_down_leaves_nothing_and_the_images_are_there_at_the_next_up(tmp_path: Path) -> None:
