@@ -23,8 +23,9 @@ def main() -> int:
     """The exit code."""
     arguments = _arguments()
     kopf.configure(log_format=kopf.LogFormat.JSON if arguments.log_format == "json" else kopf.LogFormat.FULL)
-    # Every event is handled by "add it to the queue": its success is no news.
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    # Of the watch layer only trouble is news; that it leaves the signals to us is intended.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     try:
         config = parse_config(arguments.config.read_text())
     except (OSError, ConfigError) as error:

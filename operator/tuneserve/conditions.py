@@ -1,7 +1,7 @@
 """Conditions by the conventions of Kubernetes and of kstatus: pure.
 
 `Ready`, `Reconciling` and `Stalled` are always there, from the first sight of an object on: kstatus, Flux and
-Argo CD take an object without them for finished.
+Argo CD take an object without them for finished. Of the three only what holds, or keeps from being ready, has a message.
 """
 
 from collections.abc import Iterable
@@ -64,7 +64,7 @@ def as_ready(
     """Done: nothing to do until something changes."""
     return _summary(
         conditions,
-        {READY: (True, reason, message), RECONCILING: (False, reason, message), STALLED: (False, reason, message)},
+        {READY: (True, reason, message), RECONCILING: (False, reason, ""), STALLED: (False, reason, "")},
         generation=generation,
         now=now,
     )
@@ -85,7 +85,7 @@ def as_reconciling(
         {
             READY: (True, *ready) if ready else (False, reason, message),
             RECONCILING: (True, reason, message),
-            STALLED: (False, reason, message),
+            STALLED: (False, reason, ""),
         },
         generation=generation,
         now=now,
@@ -106,7 +106,7 @@ def as_stalled(
         conditions,
         {
             READY: (True, *ready) if ready else (False, reason, message),
-            RECONCILING: (False, reason, message),
+            RECONCILING: (False, reason, ""),
             STALLED: (True, reason, message),
         },
         generation=generation,

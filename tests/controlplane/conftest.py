@@ -1,0 +1,146 @@
+"""The real operator on a real API server with real controllers; KWOK plays the nodes, so that no container runs.
+
+Pods of Jobs end as the annotations `fake.tuneserve.dev/…` say (`hold`, `exit-code`, `message`), set on the pod.
+"""
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.kubectl import Kubectl, Object
+from support.operators import OperatorProcess
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = "core"
+NAMESPACE = "tuneserve-system"
+#: Short, so that a test of a lost leader does not wait long.
+LEASE = {"leaseSeconds": 5, "renewSeconds": 3, "retrySeconds": 1}
+TOLERATIONS = [{"key": "kwok.x-k8s.io/node", "operator": "Exists", "effect": "NoSchedule"}]
+CONFIG: dict[str, Any] = {
+    "profiles": [
+        {
+            "name": "cpu",
+            "default": True,
+            "device": "cpu",
+            "tolerations": TOLERATIONS,
+            "images": {"trainer": "tuneserve/trainer:test", "server": "tuneserve/server:test"},
+            "serverArgs": ["--dtype", "float32", "--enforce-eager"],
+            "serverEnv": [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}],
+        },
+        {
+            "name": "rtx-4090",
+            "device": "cuda",
+            "memory": "24Gi",
+            "computeCapability": "8.9",
+            "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-GeForce-RTX-4090"},
+            "tolerations": TOLERATIONS,
+            "images": {"trainer": "tuneserve/trainer:test", "server": "vllm/vllm-openai:v0.33.0"},
+        },
+        {
+            "name": "elsewhere",
+            "device": "cpu",
+            "nodeSelector": {"kubernetes.io/arch": "s390x"},
+            "images": {"trainer": "tuneserve/trainer:test", "server": "tuneserve/server:test"},
+        },
+    ],
+    "leaderElection": LEASE,
+    "progressIntervalSeconds": 2,
+}
+_VOLUMES = 64
+
+
+def cluster(*arguments: str) -> str:
+    done = subprocess.run([ROOT / "cluster/cluster", *arguments], capture_output=True, text=True, timeout=280)
+    if done.returncode:
+        pytest.fail(f"cluster {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}", pytrace=False)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def admin() -> Iterator[Kubectl]:
+    """kubectl for the namespace of the operator."""
+    cluster("up", "--name", CLUSTER, "--control-plane", "--fake-nodes", "3", "--fake-gpus", "1")
+    kubectl = Kubectl(command=(str(ROOT / "cluster/cluster"), "kubectl", "--name", CLUSTER), namespace=NAMESPACE)
+    kubectl.run("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
+    kubectl.run("wait", "--for=condition=Established", "--timeout=60s", "-f", str(ROOT / "crds"))
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, *_storage())
+    yield kubectl
+    cluster("down", "--name", CLUSTER)
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(admin: Kubectl) -> Path:
+    return Path(cluster("kubeconfig", "--name", CLUSTER))
+
+
+@pytest.fixture(scope="session")
+def _session_operator(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    operator = OperatorProcess(
+        directory=tmp_path_factory.mktemp("operator"),
+        kubeconfig=kubeconfig,
+        config=CONFIG,
+        lease_namespace=NAMESPACE,
+        name="operator",
+    )
+    yield operator
+    if operator.alive():
+        operator.terminate()
+        assert operator.wait() == 0, f"no clean end:\n{operator.tail()}"
+
+
+@pytest.fixture
+def operator(_session_operator: OperatorProcess) -> OperatorProcess:
+    """The operator, running and leading whatever the test before did to it."""
+    if not _session_operator.alive():
+        _session_operator.start()
+    _session_operator.wait_ready()
+    return _session_operator
+
+
+@pytest.fixture
+def kubectl(admin: Kubectl) -> Iterator[Kubectl]:
+    """kubectl for a namespace of the test's own."""
+    namespace = f"test-{uuid.uuid4().hex[:8]}"
+    admin.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    yield Kubectl(command=admin.command, namespace=namespace)
+    admin.run("delete", "namespace", namespace, "--wait=false")
+
+
+def claim(name: str, *, size: str = "1Gi") -> Object:
+    """A claim that is bound at once."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}},
+    }
+
+
+def _storage() -> list[Object]:
+    """A default class and volumes for it: without nodes there is no provisioner, but claims are bound all the same."""
+    storage_class = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": "fake", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": "kubernetes.io/no-provisioner",
+    }
+    volumes = [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"fake-{index:03d}"},
+            "spec": {
+                "capacity": {"storage": "100Gi"},
+                "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+                "storageClassName": "fake",
+                "persistentVolumeReclaimPolicy": "Retain",
+                "hostPath": {"path": f"/fake/{index:03d}"},
+            },
+        }
+        for index in range(_VOLUMES)
+    ]
+    return [storage_class, *volumes]
