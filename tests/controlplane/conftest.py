@@ -63,8 +63,10 @@ def cluster(*arguments: str) -> str:
 @pytest.fixture(scope="session")
 def admin() -> Iterator[Kubectl]:
     """kubectl for the namespace of the operator."""
-    cluster("up", "--name", CLUSTER, "--control-plane", "--fake-nodes", "3", "--fake-gpus", "1")
-    kubectl = Kubectl(command=(str(ROOT / "cluster/cluster"), "kubectl", "--name", CLUSTER), namespace=NAMESPACE)
+    cluster("up", "--name", CLUSTER, "--control-plane", "--fake-nodes", "3", "--fake-gpus", "1", "--hold-fake-jobs")
+    path = Path(cluster("kubeconfig", "--name", CLUSTER))
+    # The binary itself: these tests call it hundreds of times.
+    kubectl = Kubectl(command=(str(path.parent / "bin/kubectl"), "--kubeconfig", str(path)), namespace=NAMESPACE)
     kubectl.run("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
     kubectl.run("wait", "--for=condition=Established", "--timeout=60s", "-f", str(ROOT / "crds"))
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, *_storage())
@@ -108,16 +110,6 @@ def kubectl(admin: Kubectl) -> Iterator[Kubectl]:
     admin.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     yield Kubectl(command=admin.command, namespace=namespace)
     admin.run("delete", "namespace", namespace, "--wait=false")
-
-
-def claim(name: str, *, size: str = "1Gi") -> Object:
-    """A claim that is bound at once."""
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": name},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}},
-    }
 
 
 def _storage() -> list[Object]:
