@@ -1,7 +1,7 @@
 """Conditions by the conventions of Kubernetes and of kstatus: pure.
 
 `Ready`, `Reconciling` and `Stalled` are always there, from the first sight of an object on: kstatus, Flux and
-Argo CD take an object without them for finished. Of the three only what holds, or keeps from being ready, has a message.
+Argo CD take an object without them for finished. Those of the last two that do not hold have no message.
 """
 
 from collections.abc import Iterable

@@ -17,8 +17,14 @@ from tuneserve.workqueue import Key
 Add = Callable[[Key], None]
 
 
-def owner_key(*, namespace: str, labels: Mapping[str, str]) -> Key | None:
-    """The object that a labelled child belongs to."""
+def owner_key(body: Mapping[str, Any]) -> Key | None:
+    """The object that a child belongs to: by its controller, or, as a Job's pod has another one, by its label."""
+    metadata = body["metadata"]
+    namespace, labels = metadata["namespace"], metadata.get("labels") or {}
+    controller = names.controller_of(body)
+    if controller is not None and str(controller.get("apiVersion", "")).startswith(f"{GROUP}/"):
+        # A label may have been edited; what the controller is called cannot be.
+        return Key(controller["kind"], namespace, controller["name"])
     if names.FINETUNE in labels:
         return Key("FineTune", namespace, labels[names.FINETUNE])
     if names.MODELSERVE in labels:
@@ -50,9 +56,9 @@ def register(registry: kopf.OperatorRegistry, add: Add) -> None:
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     @kopf.on.event("", "v1", "pods", registry=registry)
     @kopf.on.event("apps", "v1", "deployments", registry=registry)
-    async def child(namespace: str | None, labels: Mapping[str, str], body: kopf.Body, **_: Any) -> None:
+    async def child(body: kopf.Body, **_: Any) -> None:
         metrics.WATCH_EVENTS.labels(kind=body.get("kind", "")).inc()
-        key = owner_key(namespace=namespace or "", labels=labels)
+        key = owner_key(body)
         if key is not None:
             add(key)
 

@@ -354,8 +354,11 @@ def _refusal(status: int, content: bytes, *, what: str) -> KubeError:
 
 
 async def _load(configuration: Configuration) -> None:
-    in_cluster = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
-    if in_cluster:
+    path = os.environ.get("KUBECONFIG")
+    if path is None and "KUBERNETES_SERVICE_HOST" in os.environ:
         kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-    else:
-        await kube_config.load_kube_config(client_configuration=configuration, persist_config=False)  # type: ignore[no-untyped-call]
+        return
+    # The path must be given: the library has looked at the environment once, when it was imported.
+    await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
+        config_file=path or "~/.kube/config", client_configuration=configuration, persist_config=False
+    )

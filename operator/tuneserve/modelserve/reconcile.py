@@ -19,7 +19,7 @@ from tuneserve.modelserve.trouble import diagnose
 from tuneserve.workqueue import Key, Result
 
 #: Until the next look at things that no watch tells of: claims, and objects of others under our names (seconds).
-_UNWATCHED_SECONDS = 15.0
+_UNWATCHED_SECONDS = 10.0
 #: Refusals that say something about the object; all others are the weather, and the queue tries again.
 _TELLING = frozenset({400, 403, 404, 422})
 
