@@ -1,0 +1,1 @@
+"""The demo: what a user does with TuneServe, step by step, on this machine."""
