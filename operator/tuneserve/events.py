@@ -11,6 +11,7 @@ from tuneserve.kube import EVENT, Kube, KubeError
 
 logger = logging.getLogger(__name__)
 
+#: In bytes; the API server refuses a longer one.
 _NOTE_LIMIT = 1024
 _REASON_LIMIT = 128
 _CONTROLLER = "tuneserve.dev/operator"
@@ -50,7 +51,7 @@ class Events:
             "reportingInstance": self._instance[:_REASON_LIMIT],
             "action": action[:_REASON_LIMIT],
             "reason": reason[:_REASON_LIMIT],
-            "note": message if len(message) <= _NOTE_LIMIT else message[: _NOTE_LIMIT - 1] + "…",
+            "note": _shortened(message),
             "type": type,
             "regarding": {
                 "apiVersion": object_body["apiVersion"],
@@ -83,6 +84,14 @@ def _name(metadata: Mapping[str, Any], type: str, reason: str, message: str) -> 
     identity = "\n".join((metadata.get("uid") or "", type, reason, message))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return f"{names.limited(metadata['name'], limit=200)}.{digest}"
+
+
+def _shortened(message: str) -> str:
+    content = message.encode()
+    if len(content) <= _NOTE_LIMIT:
+        return message
+    end = " …"
+    return content[: _NOTE_LIMIT - len(end.encode())].decode(errors="ignore") + end
 
 
 def _micro_time(moment: datetime) -> str:

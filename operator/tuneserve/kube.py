@@ -206,24 +206,17 @@ class Kube:
         return await self._request("create", kind, path, method="POST", query=query, body=body)
 
     async def patch_status(
-        self,
-        kind: Kind,
-        namespace: str,
-        name: str,
-        status: Mapping[str, Any],
-        *,
-        uid: str | None = None,
-        resource_version: str | None = None,
+        self, kind: Kind, namespace: str, name: str, status: Mapping[str, Any], *, resource_version: str
     ) -> Body:
         """Make the status exactly this, as far as it is ours; compare first, this always writes.
 
-        With `resource_version` an object that has changed since gives `KubeError` 409: look again.
+        An object that has changed since `resource_version`, or was made anew, gives `KubeError` 409: look again. (The
+        API server ignores a UID here.)
         """
-        metadata = {"name": name, "namespace": namespace, "uid": uid, "resourceVersion": resource_version}
         body = {
             "apiVersion": kind.api_version,
             "kind": kind.kind,
-            "metadata": {key: value for key, value in metadata.items() if value is not None},
+            "metadata": {"name": name, "namespace": namespace, "resourceVersion": resource_version},
             "status": dict(status),
         }
         return await self._apply(kind, namespace, name, body, force=True, subresource="status")

@@ -104,6 +104,14 @@ def operator(_session_operator: OperatorProcess) -> OperatorProcess:
 
 
 @pytest.fixture
+def no_operator(_session_operator: OperatorProcess) -> None:
+    """Nothing that writes but the test; the next one that wants the operator starts it again."""
+    if _session_operator.alive():
+        _session_operator.terminate()
+        assert _session_operator.wait() == 0
+
+
+@pytest.fixture
 def kubectl(admin: Kubectl) -> Iterator[Kubectl]:
     """kubectl for a namespace of the test's own."""
     namespace = f"test-{uuid.uuid4().hex[:8]}"

@@ -179,7 +179,6 @@ async def _report(body: Body, *, before: FineTuneStatus, after: FineTuneStatus, 
             metadata["namespace"],
             metadata["name"],
             after.to_body(),
-            uid=metadata["uid"],
             resource_version=metadata["resourceVersion"],
         )
     except KubeError as error:

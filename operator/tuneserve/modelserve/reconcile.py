@@ -43,6 +43,8 @@ async def reconcile(key: Key, context: Context) -> Result:
         )
         return Result(requeue_after=1.0 if error.passing else _UNWATCHED_SECONDS)
     except KubeError as error:
+        if error.status == 409:
+            return Result(requeue_after=1.0)  # changed since it was read, or on its way out: look again
         if error.status in _TELLING:
             invalid = error.status in (400, 422)
             reason = "Invalid" if invalid else "Refused"
@@ -141,7 +143,6 @@ async def _write(context: Context, body: Mapping[str, Any], before: ModelServeSt
             metadata["namespace"],
             metadata["name"],
             after.to_body(),
-            uid=metadata["uid"],
             resource_version=metadata["resourceVersion"],
         )
     except KubeError as error:
