@@ -1,5 +1,6 @@
 """What goes wrong on real clusters: data, references, the operator, pods. Each ends well or says why not."""
 
+import json
 import time
 
 import pytest
@@ -8,14 +9,6 @@ from support.finetunes import finetune, training
 from support.kubectl import Kubectl, Object, condition, is_true, stage
 
 from .test_finetune import OURS, TRAINED
-
-
-def stalled(reason: str) -> object:
-    def check(found: Object) -> bool:
-        seen = condition(found, "Stalled")
-        return seen.get("status") == "True" and seen.get("reason") == reason
-
-    return check
 
 
 @pytest.mark.parametrize(
@@ -112,11 +105,17 @@ def test_a_deleted_training_pod_resumes_from_its_checkpoint(kubectl: Kubectl) ->
     )
     (successor,) = kubectl.list("pods", selector=selector)
     assert successor["metadata"]["name"] != pod["metadata"]["name"]
-    log = kubectl.run("logs", successor["metadata"]["name"])
-    resumed_from = next(line for line in log.splitlines() if "resumed from step" in line.lower())
-    step = int("".join(filter(str.isdigit, resumed_from.lower().split("resumed from step")[1].split()[0])))
-    assert 5 <= step < steps
+    outcome = recorded_outcome(kubectl, "resumed-artifacts", stage(trained, "train"))
+    assert 5 <= int(outcome["facts"]["resumedFromStep"]) < steps
+    assert int(outcome["facts"]["steps"]) == steps
     assert condition(trained, "Stalled")["status"] == "False"
+
+
+def recorded_outcome(kubectl: Kubectl, claim: str, run: Object) -> Object:
+    """What a stage told, as the claim that holds its output records it."""
+    found = kubectl.get("persistentvolumeclaim", claim)
+    assert found is not None
+    return json.loads(found["metadata"]["annotations"][f"outcome.tuneserve.dev/{run['name']}.{run['hash']}"])
 
 
 def test_a_finetune_deleted_in_the_middle_leaves_only_its_artifacts_claim(kubectl: Kubectl) -> None:

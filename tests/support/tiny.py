@@ -68,11 +68,11 @@ def write_tiny_model(directory: Path, *, seed: int = 7, chat_template: str | Non
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(fast),
-            hidden_size=64,
-            intermediate_size=128,
+            hidden_size=128,  # heads of 64: what every inference engine knows
+            intermediate_size=256,
             num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
             max_position_embeddings=512,
             tie_word_embeddings=True,
             bos_token_id=fast.bos_token_id,
