@@ -11,8 +11,6 @@ import openai
 from tuneserve_demo.tools import DemoError, Kubectl, say
 
 AT_ONCE = 8
-LONGEST_ANSWER = 16
-"""Tokens; the answers of the example are single words."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,15 @@ class Question:
     """A test row, as the evaluation asked it and what the model answered then."""
 
     messages: Sequence[Mapping[str, str]]
-    expected: str
     answer: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluation asked, and how long an answer could be."""
+
+    max_tokens: int
+    questions: Sequence[Question]
 
 
 def client(kubectl: Kubectl, name: str) -> openai.OpenAI:
@@ -32,9 +37,9 @@ def client(kubectl: Kubectl, name: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"http://{service['spec']['clusterIP']}/v1", api_key="none", timeout=120)
 
 
-def stream(api: openai.OpenAI, *, model: str, messages: Sequence[Mapping[str, str]]) -> None:
+def stream(api: openai.OpenAI, *, model: str, messages: Sequence[Mapping[str, str]], max_tokens: int) -> None:
     """Print an answer as it comes."""
-    request: Any = {"model": model, "messages": list(messages), "temperature": 0, "max_tokens": LONGEST_ANSWER}
+    request: Any = {"model": model, "messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
     for chunk in api.chat.completions.create(stream=True, **request):
         if chunk.choices:
             sys.stdout.write(chunk.choices[0].delta.content or "")
@@ -42,12 +47,12 @@ def stream(api: openai.OpenAI, *, model: str, messages: Sequence[Mapping[str, st
     say()
 
 
-def ask(api: openai.OpenAI, *, model: str, questions: Sequence[Question]) -> list[str]:
+def ask(api: openai.OpenAI, *, model: str, questions: Sequence[Question], max_tokens: int) -> list[str]:
     """The endpoint's answers, in order; several are under way at the same time."""
 
     def one(question: Question) -> str:
-        request: Any = {"model": model, "messages": list(question.messages)}
-        done = api.chat.completions.create(temperature=0, max_tokens=LONGEST_ANSWER, **request)
+        request: Any = {"model": model, "messages": list(question.messages), "temperature": 0}
+        done = api.chat.completions.create(max_tokens=max_tokens, **request)
         return done.choices[0].message.content or ""
 
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -1,10 +1,10 @@
 """Reads what a stage left on the claim of a FineTune, through a pod that sees it read-only."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tuneserve_demo.answers import Question
+from tuneserve_demo.answers import Evaluation, Question
 from tuneserve_demo.tools import EXTERNAL, DemoError, Kubectl, Object
 
 IMAGE = "busybox:stable" if EXTERNAL else "cluster.tuneserve.dev/busybox:1"
@@ -12,17 +12,27 @@ POD = "read-predictions"
 USER = 10001
 
 
-def predictions(kubectl: Kubectl, finetune: Mapping[str, Any]) -> list[Question]:
-    """All test rows with the answers of the merged model, as the evaluation recorded them."""
+def evaluation(kubectl: Kubectl, finetune: Mapping[str, Any]) -> Evaluation:
+    """All test rows with the answers of the merged model, as the stage that evaluated it left them."""
     status = finetune["status"]
     stage = next(stage for stage in status["stages"] if stage["name"] == "evaluate-merged")
-    path = f"{stage['name']}/{stage['hash']}/predictions.jsonl"
-    text = read(kubectl, claim=status["artifacts"][0]["claim"], path=path)
-    return [question(json.loads(line)) for line in text.splitlines()]
+    folder = f"{stage['name']}/{stage['hash']}"
+    paths = [f"{folder}/metrics.json", f"{folder}/predictions.jsonl"]
+    metrics, *rows = documents(read(kubectl, claim=status["artifacts"][0]["claim"], paths=paths))
+    return Evaluation(max_tokens=metrics["maxNewTokens"], questions=[question(row) for row in rows])
+
+
+def documents(text: str) -> Iterator[Any]:
+    """The JSON documents that stand one after another in a text."""
+    decoder, end = json.JSONDecoder(), 0
+    while text[end:].strip():
+        start = end + len(text[end:]) - len(text[end:].lstrip())
+        document, end = decoder.raw_decode(text, start)
+        yield document
 
 
 def question(row: Mapping[str, Any]) -> Question:
-    return Question(messages=row["prompt"], expected=row["expected"], answer=row["answer"])
+    return Question(messages=row["messages"], answer=row["answer"])
 
 
 def like(row: Question, text: str) -> Sequence[Mapping[str, str]]:
@@ -31,24 +41,24 @@ def like(row: Question, text: str) -> Sequence[Mapping[str, str]]:
     return [*row.messages[:-1], {"role": "user", "content": f"{instruction}\n\n{text}"}]
 
 
-def read(kubectl: Kubectl, *, claim: str, path: str) -> str:
-    """The text of a file on a claim."""
+def read(kubectl: Kubectl, *, claim: str, paths: Sequence[str]) -> str:
+    """The text of files on a claim, one after another."""
     kubectl.run("delete", "pod", POD, "--ignore-not-found")
-    kubectl.apply(reader(claim=claim, path=path))
+    kubectl.apply(reader(claim=claim, paths=paths))
     try:
         kubectl.run("wait", f"pod/{POD}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s")
         return kubectl.run("logs", POD)
     except DemoError as error:
-        raise DemoError(f"{path} on the claim {claim} cannot be read: {error}") from error
+        raise DemoError(f"{', '.join(paths)} on the claim {claim} cannot be read: {error}") from error
     finally:
         kubectl.run("delete", "pod", POD, "--ignore-not-found")
 
 
-def reader(*, claim: str, path: str) -> Object:
+def reader(*, claim: str, paths: Sequence[str]) -> Object:
     container = {
         "name": "read",
         "image": IMAGE,
-        "command": ["cat", f"/claim/{path}"],
+        "command": ["cat", *(f"/claim/{path}" for path in paths)],
         "volumeMounts": [{"name": "claim", "mountPath": "/claim", "readOnly": True}],
         "securityContext": {
             "allowPrivilegeEscalation": False,

@@ -32,12 +32,11 @@ def install() -> None:
         helm(Path(values))
         return
     headline("Programs and images (about 25 min on two cores the first time, later only what changed)")
-    build()
+    images = build()
     headline("Cluster")
     run(CLUSTER, "up", failure="the cluster does not start")
     run(CLUSTER, "load-image", output(IMAGES, "--layout").strip(), failure="the images cannot be loaded")
     headline("TuneServe")
-    images = json.loads(output(IMAGES, "--print"))
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(chart_values(images), file)
         file.flush()
@@ -45,18 +44,22 @@ def install() -> None:
     forget_old_images(images)
 
 
-def build() -> None:
-    """The cluster's programs and the images beside each other: compiling waits for the processor, images for disks."""
-    images = subprocess.Popen([IMAGES, "all"], cwd=ROOT)
+def build() -> dict[str, str]:
+    """The cluster's programs and the images beside each other: compiling waits for the processor, images for disks.
+
+    Returns the images' names.
+    """
+    images = subprocess.Popen([IMAGES, "all"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         run(CLUSTER, "build", failure="the cluster's programs cannot be built")
     except BaseException:
         images.terminate()
         raise
     finally:
-        code = images.wait()
-    if code:
+        names, _ = images.communicate()
+    if images.returncode:
         raise DemoError("the images cannot be built: see above")
+    return dict(json.loads(names))
 
 
 def chart_values(images: Mapping[str, str]) -> dict[str, object]:

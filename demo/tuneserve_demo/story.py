@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import openai
+
 from tuneserve_demo import answers, artifacts
 from tuneserve_demo.install import install
 from tuneserve_demo.progress import ProgressLine
@@ -83,15 +85,16 @@ def demo() -> None:
     say(f"It answers at {server['status']['url']}")
 
     headline("Questions")
-    recorded = artifacts.predictions(kubectl, finetune)
+    recorded = artifacts.evaluation(kubectl, finetune)
     api = answers.client(kubectl, NAME)
     for text in TEXTS:
         say(f"? {text}")
         print("  ", end="", flush=True)
-        answers.stream(api, model=NAME, messages=artifacts.like(recorded[0], text))
+        messages = artifacts.like(recorded.questions[0], text)
+        answers.stream(api, model=NAME, messages=messages, max_tokens=recorded.max_tokens)
 
     headline(f"What was evaluated is what is served: {ASKED} test rows, asked again")
-    check(api, recorded[:ASKED])
+    check(api, recorded)
 
 
 def load(kubectl: Kubectl) -> None:
@@ -129,9 +132,10 @@ def comparison(artifact: Object) -> list[str]:
     return rows
 
 
-def check(api: "answers.openai.OpenAI", questions: list[answers.Question]) -> None:
+def check(api: openai.OpenAI, recorded: answers.Evaluation) -> None:
     """Raises DemoError when the endpoint answers otherwise than the model that was evaluated."""
-    given = answers.ask(api, model=NAME, questions=questions)
+    questions = recorded.questions[:ASKED]
+    given = answers.ask(api, model=NAME, questions=questions, max_tokens=recorded.max_tokens)
     different = answers.differing(questions, given)
     say(f"{len(questions) - len(different)} of {len(questions)} answers agree with those of the evaluation.")
     for question, answer in different:

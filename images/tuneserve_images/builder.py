@@ -55,8 +55,6 @@ class Builder:
         """Remove what an interrupted build left behind."""
         for log in self.runner.logs.glob("*.log"):
             log.unlink()
-        shutil.rmtree(self.folders.scratch, ignore_errors=True)
-        (self.folders.scratch / "tmp").mkdir(parents=True)
         self._buildah("rm", "--all", log="buildah")
 
     def has(self, name: str) -> bool:
@@ -76,15 +74,9 @@ class Builder:
                 scratch = self.layout.scratch(self.folders.scratch / name)
                 target = f"oci:{scratch.folder}:{full_name(self.recipes.reference(name))}"
                 self._build_dockerfile(step, output=target)
-                self._check_unchanged(name)
                 self.layout.add(self.recipes.reference(name), built=scratch)
         else:
             self._build_dockerfile(step, output=self._stored(name))
-            try:
-                self._check_unchanged(name)
-            except BuildError:
-                self._buildah("rmi", self._stored(name), log=name)
-                raise
 
     def prune(self) -> None:
         """Remove from the store and the layout what no build and no cluster needs any more."""
@@ -94,11 +86,6 @@ class Builder:
         if old:
             self._buildah("rmi", *old, log="prune")
         shutil.rmtree(self.folders.scratch, ignore_errors=True)
-
-    def _check_unchanged(self, name: str) -> None:
-        """An image of files that were edited meanwhile must not get the tag of what they were before."""
-        if Recipes(root=self.recipes.root).tag(name) != self.recipes.tag(name):
-            raise BuildError(f"files that go into {name} were changed while it was built; run images/build again")
 
     def _build_debian(self, step: Step) -> None:
         root = self.folders.scratch / "debian"

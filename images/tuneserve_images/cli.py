@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import shutil
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from types import FrameType
 
 from tuneserve_images.builder import Builder
 from tuneserve_images.programs import install_missing
-from tuneserve_images.recipes import PUBLISHED, STEPS, BuildError, Recipes, needed
+from tuneserve_images.recipes import PUBLISHED, STEPS, BuildError, Recipes, needed, snapshot
 from tuneserve_images.schedule import run_all
 from tuneserve_images.settings import ROOT, Folders
 
@@ -24,11 +25,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Names of images, and whether only to print."""
     parser = argparse.ArgumentParser(
         prog="images/build",
-        description="Build the images of this checkout into one OCI layout; what is there already is not built again.",
+        description="Build the images of this checkout into one OCI layout, and print their names as JSON. "
+        "What is there already is not built again.",
         epilog="Then load them: cluster/cluster load-image $(images/build --layout)",
     )
     parser.add_argument("names", nargs="*", metavar="IMAGE", help=f"{', '.join(PUBLISHED)} or all (the default)")
-    parser.add_argument("--print", action="store_true", dest="show", help="print the images' names as JSON; no build")
+    parser.add_argument("--print", action="store_true", dest="show", help="only print the names")
     parser.add_argument("--layout", action="store_true", help="print the folder of the layout; no build")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in (*PUBLISHED, "all")]
@@ -43,15 +45,13 @@ def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 done, 1 with a sentence on what went wrong, 130 interrupted."""
     options = parse(arguments)
     folders = Folders.of()
-    recipes = Recipes(root=ROOT)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.layout:
             print(folders.layout)
-        elif options.show:
-            print(json.dumps({name: recipes.reference(name) for name in options.names}))
         else:
-            build(options.names, folders=folders, recipes=recipes)
+            recipes = Recipes(root=ROOT) if options.show else build(options.names, folders=folders)
+            print(json.dumps({name: recipes.reference(name) for name in options.names}))
     except BuildError as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
@@ -61,18 +61,22 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def build(names: Sequence[str], *, folders: Folders, recipes: Recipes) -> None:
-    """Build what is missing, then remove what is old."""
+def build(names: Sequence[str], *, folders: Folders) -> Recipes:
+    """Build what is missing, then remove what is old; returns what was built from."""
+    recipes = Recipes(root=ROOT)
     builder = Builder(folders=folders, recipes=recipes)
-    published = [name for name in names if not builder.has(name)]
-    if not published:
-        return
+    if all(builder.has(name) for name in names):
+        return recipes
     for package in install_missing():
         _say(f"installed {package}")
     with _locked(folders.lock):
         start = time.monotonic()
+        shutil.rmtree(folders.scratch, ignore_errors=True)
+        (folders.scratch / "tmp").mkdir(parents=True)
+        recipes = Recipes(root=snapshot(ROOT, folders.scratch / "context"))
+        builder = Builder(folders=folders, recipes=recipes)
         builder.prepare()
-        order = needed(published, have=builder.has)
+        order = needed(names, have=builder.has)
 
         def run(name: str) -> None:
             began = time.monotonic()
@@ -83,7 +87,8 @@ def build(names: Sequence[str], *, folders: Folders, recipes: Recipes) -> None:
         parents = {name: step.parent for name, step in STEPS.items()}
         run_all(sorted(order, key=list(STEPS).index), parents=parents, run=run, stop=builder.runner.stop)
         builder.prune()
-        _say(f"{', '.join(published)} built in {time.monotonic() - start:.0f} s")
+        _say(f"all there after {time.monotonic() - start:.0f} s")
+    return recipes
 
 
 @contextmanager

@@ -7,6 +7,7 @@ So the same inputs have the same name in every checkout, and what has a name is 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -121,6 +122,18 @@ def code_files(root: Path, paths: Iterable[str]) -> list[Path]:
         found = place.rglob("*") if place.is_dir() else [place]
         files |= {file for file in found if file.is_file() and file.suffix != ".pyc"}
     return sorted(files)
+
+
+def snapshot(root: Path, folder: Path) -> Path:
+    """Copy all that images are made of, so that an edit during a build changes neither the images nor their tags."""
+    paths = {".dockerignore", "pyproject.toml", "uv.lock", "images/packages"}
+    for step in STEPS.values():
+        paths |= {*step.code, *([step.dockerfile] if step.dockerfile else [])}
+    for file in code_files(root, paths):
+        copy = folder / file.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, copy)
+    return folder
 
 
 def content_tag(parts: Iterable[bytes]) -> str:

@@ -1,13 +1,13 @@
 """How the demo compares what is served with what was evaluated, and which values it installs."""
 
 from tuneserve_demo.answers import Question, differing
-from tuneserve_demo.artifacts import like
+from tuneserve_demo.artifacts import documents, like
 from tuneserve_demo.install import chart_values
 from tuneserve_demo.story import comparison
 
 
 def question(answer: str, text: str = "Classify the text.\n\nI like it.") -> Question:
-    return Question(messages=[{"role": "user", "content": text}], expected="positive", answer=answer)
+    return Question(messages=[{"role": "user", "content": text}], answer=answer)
 
 
 def test_answers_that_differ_are_found_and_spaces_do_not_count() -> None:
@@ -20,6 +20,11 @@ def test_another_text_gets_the_instruction_of_the_test_rows() -> None:
     assert like(row, "New text.") == [
         {"role": "user", "content": "Classify the text. Answer with one of: a, b.\n\nNew text."}
     ]
+
+
+def test_documents_are_told_apart_however_they_are_broken_into_lines() -> None:
+    assert list(documents('{\n "a": 1\n}\n{"b": "}{"}\n{"c": [2]}\n')) == [{"a": 1}, {"b": "}{"}, {"c": [2]}]
+    assert list(documents("\n")) == []
 
 
 def test_metrics_stand_beside_those_of_the_base_model() -> None:

@@ -1,12 +1,11 @@
 """What is built, in which order, and when a tag changes: no build is run."""
 
 import re
-import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
-from tuneserve_images.recipes import PUBLISHED, STEPS, BuildError, Recipes, content_tag, needed
+from tuneserve_images.recipes import PUBLISHED, STEPS, BuildError, Recipes, content_tag, needed, snapshot
 from tuneserve_images.settings import ROOT, Folders
 
 
@@ -17,14 +16,7 @@ def locked(image: str) -> bytes:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of all that goes into the images."""
-    for step in STEPS.values():
-        for path in (*([step.dockerfile] if step.dockerfile else []), *step.code):
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            if (ROOT / path).is_dir():
-                shutil.copytree(ROOT / path, tmp_path / path, dirs_exist_ok=True)
-            else:
-                shutil.copy(ROOT / path, tmp_path / path)
-    return tmp_path
+    return snapshot(ROOT, tmp_path)
 
 
 def tags(root: Path, locked=locked) -> dict[str, str]:
@@ -36,8 +28,17 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {name for name in STEPS if before[name] != after[name]}
 
 
-def test_the_same_inputs_have_the_same_tag_anywhere(checkout: Path) -> None:
-    assert tags(checkout) == tags(ROOT)
+def test_the_same_inputs_have_the_same_tag_anywhere(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = snapshot(checkout, tmp_path_factory.mktemp("elsewhere"))
+    assert tags(elsewhere) == tags(checkout)
+
+
+def test_a_snapshot_holds_all_that_a_build_reads(checkout: Path) -> None:
+    """Its packages come out of its own lock, not out of the one that somebody edits."""
+    assert Recipes(root=checkout).tag("trainer") == Recipes(root=ROOT).tag("trainer")
+    (checkout / "uv.lock").unlink()
+    with pytest.raises(BuildError, match="packages of base cannot be read"):
+        Recipes(root=checkout).tag("trainer")
 
 
 def test_an_edit_of_a_stage_changes_the_trainer_only(checkout: Path) -> None:

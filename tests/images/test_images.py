@@ -26,12 +26,12 @@ pytestmark = pytest.mark.cluster
 def images() -> dict[str, str]:
     """The images of this checkout, in the cluster."""
     build, cluster = ROOT / "images/build", ROOT / "cluster/cluster"
-    subprocess.run([build, "all"], check=True)
+    built = subprocess.run([build, "all"], check=True, stdout=subprocess.PIPE).stdout
     if os.environ.get("CLUSTER") != "external":
         layout = subprocess.run([build, "--layout"], check=True, capture_output=True, text=True).stdout.strip()
         for words in (["build"], ["up"], ["load-image", layout]):
             subprocess.run([cluster, *words], check=True)
-    return dict(json.loads(subprocess.run([build, "--print"], check=True, capture_output=True).stdout))
+    return dict(json.loads(built))
 
 
 @pytest.fixture(scope="module")
