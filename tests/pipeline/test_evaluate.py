@@ -1,7 +1,6 @@
 """`evaluate` on the tiny model: real generation, real scores."""
 
 from support.stages import Finished, Workspace
-
 from tuneserve_pipeline.contract import EvaluateSpec, EvaluationTarget
 
 
