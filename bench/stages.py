@@ -111,10 +111,10 @@ def measure(scratch: Path, options: argparse.Namespace) -> int:
 def write_results(options: argparse.Namespace, rows: list[dict[str, object]]) -> None:
     import torch
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    asked = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     result = {
         "name": "stages",
-        "commit": commit,
+        "commit": asked.stdout.strip() or "unknown",
         "shape": options.shape,
         "machine": {"gpu": torch.cuda.get_device_name(0), "cap_gib": options.cap_gib, "kernel": platform.release()},
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "bitsandbytes")},
