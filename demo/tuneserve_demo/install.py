@@ -5,6 +5,7 @@ With CLUSTER=external nothing is built: TUNESERVE_VALUES names a file of chart v
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ RELEASE = "tuneserve"
 CHART = ROOT / "charts/tuneserve"
 CLUSTER = ROOT / "cluster/cluster"
 IMAGES = ROOT / "images/build"
+# Bytes: two generations of images side by side, when even the layer of torch is new.
+SHORT_OF_DISK = 20 << 30
 
 
 def install() -> None:
@@ -35,6 +38,9 @@ def install() -> None:
     images = build()
     headline("Cluster")
     run(CLUSTER, "up", failure="the cluster does not start")
+    if shutil.disk_usage(ROOT).free < SHORT_OF_DISK:
+        # Else they stay until the new ones are in, which share most of their layers.
+        forget_old_images(images)
     run(CLUSTER, "load-image", output(IMAGES, "--layout").strip(), failure="the images cannot be loaded")
     headline("TuneServe")
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -74,7 +80,16 @@ def chart_values(images: Mapping[str, str]) -> dict[str, object]:
 
 
 def helm(values: Path) -> None:
-    command = [*tool("helm"), "upgrade", "--install", RELEASE, CHART, "--namespace", SYSTEM, "--create-namespace"]
+    command: list[str | Path] = [
+        *tool("helm"),
+        "upgrade",
+        "--install",
+        RELEASE,
+        CHART,
+        "--namespace",
+        SYSTEM,
+        "--create-namespace",
+    ]
     try:
         output(*command, "--values", values, "--wait", "--timeout", "3m")
     except DemoError as error:
