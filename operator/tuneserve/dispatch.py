@@ -1,7 +1,11 @@
 """Who works on a key, and who else must look when an object changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from pydantic import ValidationError
+
+from tuneserve.api import ModelServe
 from tuneserve.context import Context
 from tuneserve.finetune.reconcile import reconcile as reconcile_finetune
 from tuneserve.kube import MODELSERVE
@@ -25,8 +29,13 @@ async def reconcile(key: Key, *, context: Context, add: Callable[[Key], None]) -
 async def dependents(key: Key, *, context: Context) -> list[Key]:
     """The ModelServes that serve an artifact of this FineTune."""
     bodies = await context.kube.list(MODELSERVE, key.namespace)
-    return [
-        Key("ModelServe", key.namespace, body["metadata"]["name"])
-        for body in bodies
-        if ((body.get("spec") or {}).get("model") or {}).get("fineTune", {}).get("name") == key.name
-    ]
+    return [Key("ModelServe", key.namespace, body["metadata"]["name"]) for body in bodies if serves(body, key.name)]
+
+
+def serves(body: Mapping[str, Any], finetune: str) -> bool:
+    """Whether a stored ModelServe refers to the FineTune; one that cannot be read does not."""
+    try:
+        model = ModelServe.model_validate(body).spec.model
+    except ValidationError:
+        return False
+    return model.fine_tune is not None and model.fine_tune.name == finetune

@@ -95,12 +95,13 @@ def _session_operator(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def operator(_session_operator: OperatorProcess) -> OperatorProcess:
+def operator(_session_operator: OperatorProcess) -> Iterator[OperatorProcess]:
     """The operator, running and leading whatever the test before did to it."""
     if not _session_operator.alive():
         _session_operator.start()
     _session_operator.wait_ready()
-    return _session_operator
+    yield _session_operator
+    print(_session_operator.tail())  # shown when the test fails
 
 
 @pytest.fixture

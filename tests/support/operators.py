@@ -26,8 +26,8 @@ class OperatorProcess:
         self, *, directory: Path, kubeconfig: Path, config: Mapping[str, Any], lease_namespace: str, name: str
     ) -> None:
         self._directory = directory
-        self._config = directory / f"{name}.yaml"
-        self._config.write_text(yaml.safe_dump(dict(config)))
+        self.config = directory / f"{name}.yaml"
+        self.config.write_text(yaml.safe_dump(dict(config)))
         self._log = directory / f"{name}.log"
         self._environment = {
             **os.environ,
@@ -38,6 +38,7 @@ class OperatorProcess:
         }
         self._process: subprocess.Popen[bytes] | None = None
         self.name = name
+        self.lease_namespace = lease_namespace
         self.starts = 0
         self._offset = 0
 
@@ -46,7 +47,7 @@ class OperatorProcess:
         assert not self.alive(), f"operator {self.name} runs already"
         self._offset = self._log.stat().st_size if self._log.exists() else 0
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tuneserve", "--config", self._config, "--host", "127.0.0.1", "--port", "0"],
+            [sys.executable, "-m", "tuneserve", "--config", self.config, "--host", "127.0.0.1", "--port", "0"],
             env=self._environment,
             stdout=subprocess.DEVNULL,
             stderr=self._log.open("ab"),
