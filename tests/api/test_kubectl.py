@@ -6,6 +6,7 @@ import pytest
 
 from api.manifests import FINETUNE, MODELSERVE, changed
 from support.kubectl import Kubectl, KubectlError
+from tuneserve.api import FineTuneStatus, ModelServeStatus
 
 pytestmark = pytest.mark.controlplane
 
@@ -73,6 +74,70 @@ def test_a_finetune_is_shown_with_its_progress(kubectl: Kubectl) -> None:
         "ATTEMPT": "2",
         "ETA": "95",
     }
+
+
+def test_every_field_of_a_status_can_be_written(kubectl: Kubectl) -> None:
+    artifact = {"version": "0" * 16, "claim": "full-artifacts", "path": "merge/0/model", "digest": "sha256:" + "0" * 64}
+    reason = {"reason": "Tested", "message": "x" * 4096}
+    finetune = {
+        "observedGeneration": 2**53,
+        "conditions": [{**_ready("Unknown"), "observedGeneration": 2**53}],
+        "resolved": {"revision": "0" * 40, "datasetDigest": "sha256:" + "0" * 64, "templateHash": "0" * 64},
+        "stages": [
+            {
+                "name": "evaluate-merged",
+                "hash": "0" * 16,
+                "state": "Failed",
+                "attempt": 4,
+                "job": "full-evaluate-merged-0000000000",
+                "node": "node",
+                "startTime": "2026-11-22T08:30:15Z",
+                "completionTime": "2026-11-22T08:30:16Z",
+                **reason,
+            }
+        ],
+        "progress": {
+            "stage": "train",
+            "percent": 100,
+            "etaSeconds": 0,
+            "step": 1,
+            "totalSteps": 2,
+            "loss": "-1.5e-05",
+            "tokensPerSecond": "1234.5",
+        },
+        "artifacts": [
+            {
+                **artifact,
+                "export": "merged",
+                "sizeBytes": 2**53,
+                "metrics": [{"name": "accuracy", "value": "0.8125", "base": "0"}],
+                "verdict": "Failed",
+                "reason": "x" * 4096,
+            }
+        ],
+    }
+    version = {**artifact, "since": "2026-11-22T08:30:15Z"}
+    modelserve = {
+        "observedGeneration": 2**53,
+        "conditions": [_ready("False")],
+        "replicas": 3,
+        "readyReplicas": 2,
+        "selector": "a=b",
+        "url": "http://full.api-tests.svc/v1",
+        "served": version,
+        "candidate": version,
+    }
+    assert FineTuneStatus.model_validate(finetune).to_body() == finetune
+    assert ModelServeStatus.model_validate(modelserve).to_body() == modelserve
+    for original, status, model in (
+        (FINETUNE, finetune, FineTuneStatus),
+        (MODELSERVE, modelserve, ModelServeStatus),
+    ):
+        assert set(status) == {field.alias for field in model.model_fields.values()}, "every field is tried"
+        kubectl.apply(changed(original, {"metadata.name": "full"}))
+        kubectl.patch(original["kind"].lower(), "full", {"status": status}, subresource="status")
+        stored = kubectl.get(original["kind"].lower(), "full")
+        assert stored is not None and stored["status"] == status
 
 
 def test_a_new_finetune_has_a_row_too(kubectl: Kubectl) -> None:

@@ -111,6 +111,12 @@ FINETUNES = (
         "must hold out rows for the test: set split.test above 0, or give sources in test",
     ),
     _finetune(
+        "no sources to test on",
+        {"spec.dataset.test": [], "spec.dataset.split": {"test": "0"}},
+        "spec.dataset.split.test",
+        "must hold out rows for the test: set split.test above 0, or give sources in test",
+    ),
+    _finetune(
         "a column for a field of another task",
         {"spec.dataset.columns": {"prompt": "tweet"}},
         "spec.dataset.columns",
