@@ -110,6 +110,7 @@ class JobView:
     ended: Literal["Complete", "Failed"] | None
     end_reason: str
     end_message: str
+    created: datetime | None
     started: datetime | None
     finished: datetime | None
     failed_pods: int
@@ -168,6 +169,7 @@ class JobView:
             ended=end.get("type"),
             end_reason=end.get("reason", ""),
             end_message=end.get("message", ""),
+            created=_time(metadata.get("creationTimestamp")),
             started=_time(status.get("startTime")),
             finished=_time(status.get("completionTime") or end.get("lastTransitionTime")),
             failed_pods=status.get("failed") or 0,

@@ -9,7 +9,7 @@ from typing import Any
 from tuneserve import names
 from tuneserve.api import DeletionPolicy, FineTune
 from tuneserve.config import ArtifactsClaim
-from tuneserve.difference import quantity
+from tuneserve.difference import differs, quantity
 from tuneserve.finetune.failures import Finding
 from tuneserve.ownership import stranger
 
@@ -42,6 +42,14 @@ def desired(fine_tune: FineTune, *, defaults: ArtifactsClaim, live: Body | None)
         }
         metadata["ownerReferences"] = [names.owner_reference(owner)]
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def needs_change(wanted: Body, *, live: Body | None) -> bool:
+    """Whether the claim must be made or changed. Fields that the API server filled in are no reason."""
+    if live is None:
+        return True
+    orphaned = names.controller_of(wanted) is None and names.controller_of(live) is not None
+    return orphaned or differs(wanted, live)
 
 
 def is_ours(claim: Body, fine_tune: FineTune) -> bool:

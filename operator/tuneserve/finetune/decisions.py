@@ -30,6 +30,13 @@ class Observed:
     """ConfigMaps of stages, by name."""
     references: References = field(default_factory=References)
 
+    def has_output(self, job: JobView) -> bool:
+        """Whether what the Job put out can be on the claim: not if the claim was made after the Job."""
+        if self.claim is None:
+            return False
+        made = self.claim["metadata"].get("creationTimestamp")
+        return made is None or job.created is None or datetime.fromisoformat(made) <= job.created
+
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
@@ -72,7 +79,7 @@ class StagePlan:
 class Plan:
     stages: tuple[StagePlan, ...]
     claim: Body | None
-    """The artifacts claim as it shall be; None while the one that is there must not be touched."""
+    """The artifacts claim as it shall be; None if it is, or while the one that is there must not be touched."""
     claim_fault: Finding | None
     remove_jobs: tuple[JobView, ...]
     remove_config_maps: tuple[str, ...]

@@ -42,7 +42,8 @@ def sentence(stage: StagePlan) -> str:
     name = stage.stage.name
     if stage.finding is not None:
         message = stage.finding.message
-        return message if name in message else f"{name}: {message}"
+        # What a stage says of its inputs names the place itself, and is passed on as it is.
+        return message if stage.finding.final or name in message else f"{name}: {message}"
     if stage.state is StageState.RUNNING:
         return f"{name} runs"
     if stage.state is StageState.SUSPENDED:

@@ -65,12 +65,11 @@ class _Resolution:
         wanted_maps = {job.run for job in self._observed.jobs} | {
             plan.run for plan in self._plans.values() if plan.launch is not None
         }
-        claim = None
-        if self._claim_fault is None:
-            claim = claims.desired(self._fine_tune, defaults=self._config.artifacts, live=self._observed.claim)
+        live = self._observed.claim
+        claim = claims.desired(self._fine_tune, defaults=self._config.artifacts, live=live)
         return Plan(
             stages=tuple(self._plans.values()),
-            claim=claim,
+            claim=claim if self._claim_fault is None and claims.needs_change(claim, live=live) else None,
             claim_fault=self._claim_fault,
             remove_jobs=removed,
             remove_config_maps=tuple(
@@ -150,13 +149,13 @@ class _Resolution:
             return plan(StageState.PENDING, _stopping(message))
         at = self._surroundings(stage)
         if job.ended == "Complete":
-            if job.told is not None and self._observed.claim is not None:
+            on_claim = self._observed.has_output(job)
+            if job.told is not None and on_claim:
                 return plan(StageState.PENDING, self._claim_fault)  # it could not be recorded on that claim
-            if job.told is None and any(pod.exit_code == 0 for pod in job.pods):
+            if job.told is None and on_claim and any(pod.exit_code == 0 for pod in job.pods):
                 return plan(StageState.FAILED, failures.lost_outcome(job, at=at), terms=self._terms)
-            return again(
-                "OutcomeLost", f"{stage.name} is done, but its pod is gone with the outcome: it is asked again"
-            )
+            lost = "its pod is gone with the outcome" if on_claim else "the claim with its output is gone"
+            return again("OutcomeLost", f"{stage.name} is done, but {lost}: it is asked again")
         if job.ended == "Failed":
             remembered = self._failed.get(run)
             finding = failures.failed(job, at=at)
@@ -245,7 +244,9 @@ def _digest(plan: StagePlan) -> str:
 
 
 def _finding(remembered: StageStatus) -> Finding:
-    return Finding(reason=remembered.reason or "StageFailed", message=remembered.message or "", stalled=True)
+    return Finding(
+        reason=remembered.reason or "StageFailed", message=remembered.message or "", final=remembered.terms is None
+    )
 
 
 def _stopping(message: str) -> Finding:

@@ -62,7 +62,10 @@ async def _recorded(fine_tune: FineTune, observed: Observed, *, context: Context
     news = {
         job.run: Entry(outcome=job.told, finished=job.finished)
         for job in observed.jobs
-        if job.told is not None and job.owner_uid == fine_tune.metadata.uid and observed.ledger.outcome(job.run) is None
+        if job.told is not None
+        and job.owner_uid == fine_tune.metadata.uid
+        and observed.ledger.outcome(job.run) is None
+        and observed.has_output(job)
     }
     if not news or observed.claim is None or not observed.claim_is_ours:
         return observed

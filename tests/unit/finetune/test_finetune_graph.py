@@ -1,0 +1,102 @@
+"""The graph follows from the exports, and each stage is told only what reaches it."""
+
+import pytest
+
+from support.specs import finetune
+from tuneserve.api import ExportFormat, FineTune
+from tuneserve.finetune.graph import STAGES, Stage, graph
+from tuneserve.finetune.plan import rebuild_salt
+from tuneserve.finetune.specs import stage_spec
+from tuneserve_pipeline.contract import input_hash
+
+ADAPTER, MERGED = ExportFormat.ADAPTER, ExportFormat.MERGED
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+@pytest.mark.parametrize(
+    ("formats", "names"),
+    [
+        ([MERGED], ["prepare", "evaluate-base", "train", "merge", "evaluate-merged"]),
+        ([ADAPTER], ["prepare", "evaluate-base", "train", "evaluate-adapter"]),
+        (
+            [ADAPTER, MERGED],
+            ["prepare", "evaluate-base", "train", "evaluate-adapter", "merge", "evaluate-merged"],
+        ),
+    ],
+)
+def test_exports_decide_what_runs(formats: list[ExportFormat], names: list[str]) -> None:
+    assert [stage.name for stage in graph(formats)] == names
+
+
+def test_every_stage_comes_after_its_parents() -> None:
+    stages = graph(ExportFormat)
+    for index, stage in enumerate(stages):
+        assert set(stage.parents) <= {earlier.name for earlier in stages[:index]}
+
+
+def test_only_training_and_evaluation_take_the_device() -> None:
+    assert {stage.name for stage in STAGES if stage.uses_device} == {
+        "train",
+        "evaluate-base",
+        "evaluate-adapter",
+        "evaluate-merged",
+    }
+
+
+def hash_of(stage: Stage, **fields: object) -> str:
+    parsed = FineTune.model_validate(finetune(**fields)).spec
+    digests = {("rows", "train.jsonl"): "d" * 64}
+    return input_hash(spec=stage_spec(stage, parsed, digests=digests), parents=dict.fromkeys(stage.parents, "sha256:1"))
+
+
+def train_sources(*sources: object, **dataset: object) -> dict[str, object]:
+    return {"dataset": {"train": list(sources), **dataset}}
+
+
+CLAIM_SOURCE = {"claim": {"name": "data", "path": "train.jsonl"}}
+
+
+@pytest.mark.parametrize(
+    ("edit", "changed"),
+    [
+        ({"training": {"learningRate": "1e-3"}}, {"train"}),
+        ({"training": {"learningRate": "0.0002"}}, set()),  # the default in other words
+        ({"training": {"checkpoints": {"steps": 7}}}, {"train"}),
+        ({"training": {"maxSequenceLength": 512}}, {"prepare", "train"}),
+        ({"lora": {"rank": 8, "dropout": "0.1"}}, {"train"}),
+        ({"evaluation": {"maxSamples": 5}}, {"evaluate-base", "evaluate-adapter", "evaluate-merged"}),
+        ({"task": {"instruction": {}}}, {"prepare"}),
+        ({"baseModel": {"huggingFace": {"repo": "org/model"}}}, {"prepare"}),
+        ({"baseModel": {"claim": {"name": "base", "path": "model"}, "tokenSecret": {"name": "hub"}}}, set()),
+        (train_sources(CLAIM_SOURCE, revision="2"), {"prepare"}),
+        (train_sources(CLAIM_SOURCE, CLAIM_SOURCE), {"prepare"}),
+        (train_sources({"configMap": {"name": "rows", "key": "train.jsonl"}}), {"prepare"}),
+        (train_sources({"huggingFace": {"repo": "org/rows", "split": "all"}}), {"prepare"}),
+        (train_sources(CLAIM_SOURCE, split={"seed": 7}), {"prepare"}),
+        (train_sources(CLAIM_SOURCE, columns={"text": "tweet"}), {"prepare"}),
+        ({"accelerator": {"profile": "rtx-4090"}}, set()),
+        ({"retries": 9, "deadlineSeconds": 60, "suspend": True, "ttlSecondsAfterFinished": 1}, set()),
+        ({"gates": [{"metric": "accuracy", "atLeast": "0.9"}]}, set()),
+        ({"output": {"deletionPolicy": "Delete"}}, set()),
+        ({"exports": [{"name": "a", "format": "Adapter"}]}, set()),
+    ],
+)
+def test_an_edit_changes_the_hash_of_the_stages_that_it_reaches(edit: dict[str, object], changed: set[str]) -> None:
+    before = {name: hash_of(stage) for name, stage in BY_NAME.items()}
+    after = {name: hash_of(stage, **edit) for name, stage in BY_NAME.items()}
+    assert {name for name in BY_NAME if before[name] != after[name]} == changed
+
+
+@pytest.mark.parametrize(
+    ("annotation", "salt"),
+    [
+        ("", ""),
+        ("train", "train"),
+        ("train.2", "train.2"),
+        ("prepare.1, train.3", "train.3"),
+        ("trainer", ""),
+        ("evaluate-base", ""),
+    ],
+)
+def test_the_rebuild_annotation_salts_the_stage_that_it_names(annotation: str, salt: str) -> None:
+    assert rebuild_salt(annotation, stage="train") == salt
