@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from api.server import Server, proxied
 from support.kubectl import Kubectl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,3 +32,9 @@ def kubectl() -> Iterator[Kubectl]:
     yield kubectl
     kubectl.run("delete", "namespace", NAMESPACE)
     cluster("down", "--name", CLUSTER)
+
+
+@pytest.fixture(scope="session")
+def server(kubectl: Kubectl) -> Iterator[Server]:
+    with proxied(kubectl) as server:
+        yield server

@@ -1,6 +1,5 @@
 """What the API server takes, what it refuses, and what it fills in."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 import yaml
 
 from api.manifests import FINETUNE, INSTRUCTION, MODELSERVE, changed
+from api.server import RefusedError, Server
 from api.wrong import Wrong, WrongEdit
 from api.wrong_finetunes import EDITS, FINETUNES
 from api.wrong_modelserves import MODELSERVES
@@ -23,11 +23,6 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 controlplane = pytest.mark.controlplane
 
 
-def create(kubectl: Kubectl, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the API server would store; it stores nothing."""
-    return json.loads(kubectl.run("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=json.dumps(manifest)))
-
-
 @controlplane
 @pytest.mark.parametrize("plural", ["finetunes", "modelserves"])
 def test_the_kinds_are_established_without_complaint(kubectl: Kubectl, plural: str) -> None:
@@ -39,9 +34,9 @@ def test_the_kinds_are_established_without_complaint(kubectl: Kubectl, plural: s
 
 @controlplane
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: f"{wrong.original['kind']}: {wrong.name}")
-def test_a_wrong_manifest_is_refused_with_a_sentence(kubectl: Kubectl, wrong: Wrong) -> None:
-    with pytest.raises(KubectlError) as refusal:
-        create(kubectl, wrong.manifest)
+def test_a_wrong_manifest_is_refused_with_a_sentence(server: Server, wrong: Wrong) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        server.try_create(wrong.manifest)
     answer = str(refusal.value)
     assert wrong.sentence in answer
     assert wrong.place in answer
@@ -83,16 +78,16 @@ def test_every_rule_of_the_schemas_refuses_something() -> None:
     ],
 )
 def test_defaults_are_visible_and_the_same_as_in_python(
-    kubectl: Kubectl, model: type[FineTune | ModelServe], manifest: dict[str, Any]
+    server: Server, model: type[FineTune | ModelServe], manifest: dict[str, Any]
 ) -> None:
-    stored = create(kubectl, manifest)["spec"]
+    stored = server.try_create(manifest)["spec"]
     parsed = model.model_validate(manifest).spec.to_body()
     assert _without_empty(stored) == _without_empty(parsed)
 
 
 @controlplane
-def test_the_defaults_that_a_user_sees(kubectl: Kubectl) -> None:
-    spec = create(kubectl, FINETUNE)["spec"]
+def test_the_defaults_that_a_user_sees(server: Server) -> None:
+    spec = server.try_create(FINETUNE)["spec"]
     assert spec["method"] == "QLoRA"
     assert spec["lora"] == {"rank": 16, "alpha": 32, "dropout": "0"}
     assert spec["training"]["learningRate"] == "2e-4"
@@ -102,7 +97,7 @@ def test_the_defaults_that_a_user_sees(kubectl: Kubectl) -> None:
     assert spec["exports"] == [{"name": "merged", "format": "Merged"}]
     assert spec["output"] == {"claim": {}, "deletionPolicy": "Retain"}
     assert (spec["suspend"], spec["retries"], spec["ttlSecondsAfterFinished"]) == (False, 3, 86400)
-    serve = create(kubectl, MODELSERVE)["spec"]
+    serve = server.try_create(MODELSERVE)["spec"]
     assert serve["model"]["fineTune"]["export"] == "merged"
     assert serve["engine"] == {"dtype": "Auto", "gpuMemoryUtilization": "0.90"}
     assert (serve["replicas"], serve["accelerator"]) == (1, {"count": 1})
