@@ -82,7 +82,8 @@ class Dataset(Part):
 
     rules = (
         Rule(
-            rule=f"has(self.test) && self.test.size() > 0 || !{is_decimal('self.split.test')} || double(self.split.test) > 0.0",
+            rule=f"has(self.test) && self.test.size() > 0 || !{is_decimal('self.split.test')} || "
+            "double(self.split.test) > 0.0",
             message="must hold out rows for the test: set split.test above 0, or give sources in test",
             field_path=".split.test",
         ),
