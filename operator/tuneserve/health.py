@@ -27,15 +27,16 @@ class Health:
         """Whether the process does what it is there for; standing by is that too."""
         self.stalled_for: Callable[[], float] = lambda: 0.0
         """Seconds that the work queue has stood still."""
-        self._lag = 0.0
+        self.lag = 0.0
+        """Seconds that the event loop was late last."""
 
     def sickness(self) -> str | None:
         """Why the process should be started anew; none when it is well."""
         stalled = self.stalled_for()
         if stalled > STANDSTILL_SECONDS:
             return f"the work queue has stood still for {stalled:.0f} s"
-        if self._lag > LAG_SECONDS:
-            return f"the event loop is {self._lag:.0f} s late"
+        if self.lag > LAG_SECONDS:
+            return f"the event loop is {self.lag:.0f} s late"
         return None
 
     async def measure_lag(self) -> None:
@@ -44,8 +45,8 @@ class Health:
         while True:
             due = loop.time() + _LAG_INTERVAL
             await asyncio.sleep(_LAG_INTERVAL)
-            self._lag = max(0.0, loop.time() - due)
-            metrics.LOOP_LAG.set(self._lag)
+            self.lag = max(0.0, loop.time() - due)
+            metrics.LOOP_LAG.set(self.lag)
 
 
 @contextlib.asynccontextmanager
@@ -64,11 +65,11 @@ async def serve(health: Health, *, host: str | None, port: int) -> AsyncIterator
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", prometheus)])
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     lag = asyncio.create_task(health.measure_lag(), name="event loop lag")
     try:
-        await web.TCPSite(runner, host=host, port=port, shutdown_timeout=1.0).start()
+        await web.TCPSite(runner, host=host, port=port).start()
         yield int(runner.addresses[0][1])
     finally:
         lag.cancel()
