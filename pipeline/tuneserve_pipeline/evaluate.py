@@ -98,7 +98,9 @@ def load_target(job: StageRun, target: EvaluationTarget, *, prepared: Path) -> T
     """Load what is measured on the stage's device, with what is served beside it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # A log holds lines, and progress goes out as metrics.
     device = job.config.runtime.device
     if device == "cuda" and not torch.cuda.is_available():
         raise StageFailure(
