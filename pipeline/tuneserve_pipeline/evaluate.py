@@ -100,7 +100,8 @@ def load_target(job: StageRun, target: EvaluationTarget, *, prepared: Path) -> T
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # A log holds lines, and progress goes out as metrics.
+    # A log holds lines, and progress goes out as metrics.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     device = job.config.runtime.device
     if device == "cuda" and not torch.cuda.is_available():
         raise StageFailure(
