@@ -33,8 +33,8 @@ from tuneserve_demo.tools import (
 NAMESPACE = "demo"
 NAME = "sentiment"
 EXAMPLE = ROOT / "examples/sentiment"
-TRAINED_SECONDS = 30 * 60
-SERVED_SECONDS = 10 * 60
+TRAINED_SECONDS = 2 * 3600
+SERVED_SECONDS = 20 * 60
 ASKED = 100
 MAY_DIFFER = 2
 TEXTS = (
