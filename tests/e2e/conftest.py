@@ -13,7 +13,7 @@ import pytest
 
 from support.data import write_data
 from support.kubectl import Kubectl
-from support.tiny import write_tiny_model
+from support.tiny import reviews, write_jsonl, write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "e2e"
@@ -53,7 +53,12 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_tiny_model(model / "model")
     data = tmp_path_factory.mktemp("data")
     write_data(data)
-    return {"tiny": model, "data": data}
+    # What examples/sentiment/fetch.py makes, but small: the examples themselves are applied as they are.
+    base = tmp_path_factory.mktemp("smollm2")
+    write_tiny_model(base)
+    tweets = tmp_path_factory.mktemp("tweets")
+    write_jsonl(tweets / "tweets.jsonl", reviews(300))
+    return {"tiny": model, "data": data, "smollm2": base, "tweets": tweets}
 
 
 @pytest.fixture(scope="session")
