@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 
 from support.data import write_data
+from support.installation import NAMESPACE, OURS, ROOT, SYSTEM
 from support.kubectl import Kubectl
 from support.tiny import reviews, write_jsonl, write_tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
-NAMESPACE = "e2e"
-SYSTEM = "tuneserve-system"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -81,5 +78,5 @@ def kubectl(loaded: Kubectl) -> Iterator[Kubectl]:
     yield loaded
     for kind in ("modelserve", "finetune"):
         loaded.run("delete", kind, "--all", "--wait=true")
-    loaded.wait_gone("pods", selector="app.kubernetes.io/managed-by=tuneserve")
-    loaded.run("delete", "persistentvolumeclaims", "-l", "app.kubernetes.io/managed-by=tuneserve", "--wait=false")
+    loaded.wait_gone("pods", selector=OURS, timeout=240)
+    loaded.run("delete", "persistentvolumeclaims", "-l", OURS, "--wait=false")

@@ -9,12 +9,9 @@ import pytest
 import yaml
 
 from support.hub import serve_hub
+from support.installation import ROOT, STARTED, SYSTEM, TRAINED
 from support.kubectl import Kubectl, Object, condition, is_true, stage
 from support.tiny import write_tiny_model
-
-from .conftest import ROOT, SYSTEM
-from .test_finetune import TRAINED
-from .test_serving import STARTED
 
 EXAMPLES = ROOT / "examples"
 

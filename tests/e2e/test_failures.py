@@ -6,9 +6,8 @@ import time
 import pytest
 
 from support.finetunes import finetune, training
+from support.installation import OURS, TRAINED
 from support.kubectl import Kubectl, Object, condition, is_true, stage
-
-from .test_finetune import OURS, TRAINED
 
 
 @pytest.mark.parametrize(

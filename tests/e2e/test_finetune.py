@@ -1,20 +1,13 @@
 """A FineTune's life on a real node: trained, edited, deleted, found again; nothing is ever trained twice."""
 
-from support.finetunes import finetune, training
+from support.finetunes import artifact, finetune, training
+from support.installation import OURS, TRAINED
 from support.kubectl import Kubectl, condition, is_true, stage
-
-OURS = "app.kubernetes.io/managed-by=tuneserve"
-TRAINED = 300.0
-"""Seconds a tiny FineTune may take on two busy cores before a test gives up."""
 
 
 def job_ids(kubectl: Kubectl, *, stage: str = "") -> set[str]:
     selector = OURS + (f",tuneserve.dev/stage={stage}" if stage else "")
     return {job["metadata"]["uid"] for job in kubectl.list("jobs", selector=selector)}
-
-
-def artifact(found: dict, export: str) -> dict:
-    return next(item for item in found["status"]["artifacts"] if item["export"] == export)
 
 
 def test_an_edit_reruns_only_what_it_changes_and_a_new_object_finds_what_is_there(kubectl: Kubectl) -> None:

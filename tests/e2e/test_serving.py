@@ -6,13 +6,9 @@ from dataclasses import dataclass, field
 import httpx
 import openai
 
-from support.finetunes import finetune, modelserve, training
+from support.finetunes import artifact, finetune, modelserve, training
+from support.installation import STARTED, TRAINED
 from support.kubectl import Kubectl, condition, is_true
-
-from .test_finetune import TRAINED, artifact
-
-STARTED = 420.0
-"""Seconds a server may take to load on two busy cores before a test gives up."""
 
 
 def client(kubectl: Kubectl, name: str) -> openai.OpenAI:

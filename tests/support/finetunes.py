@@ -47,3 +47,8 @@ def modelserve(name: str, *, finetune: str, export: str = "merged", **spec: Any)
             **spec,
         },
     }
+
+
+def artifact(found: Object, export: str) -> Object:
+    """The artifact of that export in a FineTune's status."""
+    return next(item for item in found["status"]["artifacts"] if item["export"] == export)
