@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from tuneserve_pipeline.fidelity import Fidelity
+
 log = logging.getLogger(__name__)
 
 #: Rows of the held-out data that merged and unmerged model are compared on.
@@ -31,7 +33,6 @@ def run(job: StageRun) -> StageResult:
     prepared, trained = job.input("prepare"), job.input("train")
     base = read_base(prepared)
     rows = _compared_rows(prepared, base)
-
 
     from tuneserve_pipeline import fidelity
 
@@ -64,13 +65,7 @@ def run(job: StageRun) -> StageResult:
         figures.top1_agreement,
         figures.max_logit_difference,
     )
-    if figures.top1_agreement < fidelity.LEAST_AGREEMENT:
-        raise InvalidConfig(
-            reason="MergeUnfaithful",
-            message=f"the merged model chooses another token than base and adapter at {1 - figures.top1_agreement:.1%} "
-            f"of {figures.positions} positions (at most {1 - fidelity.LEAST_AGREEMENT:.0%} may differ): the adapter's "
-            "weights are too large for 16 bits; lower spec.training.learningRate or spec.lora.alpha",
-        )
+    check(figures)
     return StageResult(
         metrics={
             "mergeTop1Agreement": figures.top1_agreement,
@@ -78,6 +73,19 @@ def run(job: StageRun) -> StageResult:
         },
         facts={"dtype": str(again.dtype).removeprefix("torch."), "comparedPositions": str(figures.positions)},
     )
+
+
+def check(figures: "Fidelity") -> None:
+    """Raises `InvalidConfig` for a merged model that answers otherwise than what was trained."""
+    from tuneserve_pipeline.fidelity import LEAST_AGREEMENT
+
+    if figures.top1_agreement < LEAST_AGREEMENT:
+        raise InvalidConfig(
+            reason="MergeUnfaithful",
+            message=f"the merged model chooses another token than base and adapter at {1 - figures.top1_agreement:.1%} "
+            f"of {figures.positions} positions (at most {1 - LEAST_AGREEMENT:.0%} may differ): the adapter's "
+            "weights are too large for 16 bits; lower spec.training.learningRate or spec.lora.alpha",
+        )
 
 
 def _compared_rows(prepared: Path, base: Base) -> list[Row]:

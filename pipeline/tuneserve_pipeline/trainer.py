@@ -5,6 +5,7 @@ onto the whole vocabulary, a third of a step), rows of like length come together
 run before a checkpoint keeps it.
 """
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ class CompletionTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, *arguments, **options)
         finally:
             self._supervised = None
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except RuntimeError as error:
+            # torch's writer says neither why nor where it failed.
+            if any(sign in str(error) for sign in ("PytorchStreamWriter", "file write failed", "inline_container")):
+                raise OSError(errno.ENOSPC, "No space left on device", self.args.output_dir) from error
+            raise
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return LikeLengths(lengths=self._lengths, batch=self._global_batch_size, seed=self.args.seed)
