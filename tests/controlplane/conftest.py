@@ -3,7 +3,10 @@
 Pods of Jobs end as the annotations `fake.tuneserve.dev/…` say (`hold`, `exit-code`, `message`), set on the pod.
 """
 
+import fcntl
+import os
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,8 @@ from support.kubectl import Kubectl, Object
 from support.operators import OperatorProcess
 
 ROOT = Path(__file__).resolve().parents[2]
-CLUSTER = "core"
+#: Another name lets two runs go on beside each other.
+CLUSTER = os.environ.get("TUNESERVE_TEST_CLUSTER", "core")
 NAMESPACE = "tuneserve-system"
 #: Short, so that a test of a lost leader does not wait long.
 LEASE = {"leaseSeconds": 5, "renewSeconds": 3, "retrySeconds": 1}
@@ -61,7 +65,19 @@ def cluster(*arguments: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def admin() -> Iterator[Kubectl]:
+def _alone() -> Iterator[None]:
+    """Two runs on one cluster would have two operators of one name, and the first to end would take it away."""
+    with (Path(tempfile.gettempdir()) / f"tuneserve-{CLUSTER}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another run uses the cluster {CLUSTER}: set TUNESERVE_TEST_CLUSTER to another name"
+            pytest.fail(message, pytrace=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def admin(_alone: None) -> Iterator[Kubectl]:
     """kubectl for the namespace of the operator."""
     cluster("up", "--name", CLUSTER, "--control-plane", "--fake-nodes", "3", "--fake-gpus", "1", "--hold-fake-jobs")
     path = Path(cluster("kubeconfig", "--name", CLUSTER))
