@@ -54,7 +54,7 @@ CONFIG: dict[str, Any] = {
     "leaderElection": LEASE,
     "progressIntervalSeconds": 2,
 }
-_VOLUMES = 64
+_VOLUMES = 192
 
 
 def cluster(*arguments: str) -> str:

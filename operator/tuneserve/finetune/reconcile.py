@@ -44,7 +44,7 @@ async def reconcile(key: Key, context: Context) -> Result:
         # Jobs, pods and ConfigMaps go by garbage collection; so does the claim if it is owned, else it stays.
         return Result()
     try:
-        fine_tune = FineTune.model_validate(body)
+        fine_tune = _parse(body)
     except ValidationError as error:
         return await _report_invalid(body, error=error, context=context)
     observed = await _recorded(fine_tune, await observe(fine_tune, kube=context.kube), context=context)
@@ -55,6 +55,14 @@ async def reconcile(key: Key, context: Context) -> Result:
     if not await _report(body, before=fine_tune.status, after=after, context=context):
         return Result(requeue_after=AGAIN)
     return Result(requeue_after=_requeue_after(plan, context=context))
+
+
+def _parse(body: Body) -> FineTune:
+    """The object as types; a status that this version cannot read is written anew, and is no fault of the user."""
+    try:
+        return FineTune.model_validate(body)
+    except ValidationError:
+        return FineTune.model_validate({**body, "status": {}})
 
 
 async def _recorded(fine_tune: FineTune, observed: Observed, *, context: Context) -> Observed:
@@ -122,7 +130,9 @@ async def _refusal(request: Awaitable[Any], *, what: str, reason: str) -> Findin
 
 async def _progress(fine_tune: FineTune, *, body: Body, plan: Plan, context: Context) -> Progress | None:
     """What the furthest running stage tells; asked, and so written, only once in the progress interval."""
-    running = [stage for stage in plan.stages if stage.state is StageState.RUNNING and stage.run is not None]
+    known = {(stage.name, stage.hash) for stage in fine_tune.status.stages if stage.state is StageState.RUNNING}
+    # A stage that has just begun has nothing to tell, and the news of its start must not wait for its answer.
+    running = [stage for stage in plan.stages if stage.state is StageState.RUNNING and stage.run in known]
     if not running:
         return None
     before = fine_tune.status.progress

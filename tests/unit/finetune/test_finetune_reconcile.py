@@ -652,6 +652,17 @@ async def test_a_stored_object_that_cannot_be_read_is_stalled_and_no_crash() -> 
     assert len([write for write in world.writes if write.startswith("status")]) == 1
 
 
+async def test_a_status_that_cannot_be_read_is_written_anew() -> None:
+    world = new_world()
+    await world.settle()
+    before = status(world)
+    body = world.finetune()
+    assert body is not None
+    body["status"] = {"stages": [{"name": "train", "state": "OfAnotherVersion"}]}
+    await world.settle()
+    assert status(world)["artifacts"] == before["artifacts"] and summary(world) == "Ready: ArtifactsReady"
+
+
 # --- gates -----------------------------------------------------------------------------------------------------------
 
 
