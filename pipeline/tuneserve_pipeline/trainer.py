@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch.utils.data import Sampler
 from transformers import (
     AutoModelForCausalLM,
@@ -62,6 +63,13 @@ class CompletionTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, *arguments, **options)
         finally:
             self._supervised = None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # The library's way turns bfloat16 adapters into fp32 ones: another course than that of an undisturbed run.
+        weights = load_file(Path(resume_from_checkpoint) / "adapter_model.safetensors")
+        result = set_peft_model_state_dict(self.model if model is None else model, weights)
+        if result.unexpected_keys:
+            raise ValueError(f"{resume_from_checkpoint} holds weights of another adapter: {result.unexpected_keys[:3]}")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
