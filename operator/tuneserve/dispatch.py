@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from tuneserve.api import ModelServe
 from tuneserve.context import Context
 from tuneserve.finetune.reconcile import reconcile as reconcile_finetune
-from tuneserve.kube import MODELSERVE
+from tuneserve.kinds import MODELSERVE
 from tuneserve.modelserve.reconcile import reconcile as reconcile_modelserve
 from tuneserve.workqueue import Key, Result
 

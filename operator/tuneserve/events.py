@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from tuneserve import names
-from tuneserve.kube import EVENT, Kube, KubeError
+from tuneserve.kinds import EVENT
+from tuneserve.kube import Kube, KubeError
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,12 @@ do not know, and refuse nulls, so what is read through them must not be written 
 
 import asyncio
 import json
-import logging
 import os
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
-from urllib.parse import quote, urlencode
+from typing import Any, Self
+from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio import config as kube_config
@@ -21,9 +20,15 @@ from kubernetes.aio.client.configuration import Configuration
 
 from tuneserve import metrics, names
 from tuneserve.difference import differs, with_hash
+from tuneserve.kinds import CLAIM, CONFIG_MAP, EVENT, FINETUNE, JOB, POD, Kind, kind_of
 from tuneserve.ownership import stranger
 
-logger = logging.getLogger(__name__)
+# fmt: off
+__all__ = [
+    "CLAIM", "CONFIG_MAP", "EVENT", "FINETUNE", "JOB", "POD", "Body", "ConflictError", "Kind", "Kube", "KubeError",
+    "kind_of",
+]
+# fmt: on
 
 Body = dict[str, Any]
 
@@ -36,66 +41,6 @@ REQUEST_TIMEOUT = 30.0
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 _PAGE = 500
 _APPLY_ATTEMPTS = 4
-
-
-class Kind(NamedTuple):
-    group: str
-    version: str
-    plural: str
-    kind: str
-    namespaced: bool = True
-
-    @property
-    def api_version(self) -> str:
-        return f"{self.group}/{self.version}" if self.group else self.version
-
-    def path(self, *, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """Path on the API server; without a namespace that of all namespaces."""
-        parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
-        if self.namespaced and namespace is not None:
-            parts += ["namespaces", quote(namespace, safe="")]
-        parts.append(self.plural)
-        if name is not None:
-            parts.append(quote(name, safe=""))
-        if subresource is not None:
-            parts.append(subresource)
-        return "/".join(parts)
-
-
-POD = Kind("", "v1", "pods", "Pod")
-CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
-SECRET = Kind("", "v1", "secrets", "Secret")
-SERVICE = Kind("", "v1", "services", "Service")
-CLAIM = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
-NODE = Kind("", "v1", "nodes", "Node", namespaced=False)
-EVENT = Kind("events.k8s.io", "v1", "events", "Event")
-JOB = Kind("batch", "v1", "jobs", "Job")
-DEPLOYMENT = Kind("apps", "v1", "deployments", "Deployment")
-REPLICA_SET = Kind("apps", "v1", "replicasets", "ReplicaSet")
-LEASE = Kind("coordination.k8s.io", "v1", "leases", "Lease")
-STORAGE_CLASS = Kind("storage.k8s.io", "v1", "storageclasses", "StorageClass", namespaced=False)
-FINETUNE = Kind("tuneserve.dev", "v1alpha1", "finetunes", "FineTune")
-MODELSERVE = Kind("tuneserve.dev", "v1alpha1", "modelserves", "ModelServe")
-
-_KINDS = {
-    (kind.api_version, kind.kind): kind
-    for kind in (
-        POD,
-        CONFIG_MAP,
-        SECRET,
-        SERVICE,
-        CLAIM,
-        NODE,
-        EVENT,
-        JOB,
-        DEPLOYMENT,
-        REPLICA_SET,
-        LEASE,
-        STORAGE_CLASS,
-        FINETUNE,
-        MODELSERVE,
-    )
-}
 
 
 class KubeError(Exception):
@@ -150,12 +95,19 @@ class Kube:
             raise
 
     async def list(
-        self, kind: Kind, namespace: str | None = None, labels: Mapping[str, str] | None = None
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        fields: Mapping[str, str] | None = None,
     ) -> list[Body]:
-        """All objects of a namespace (none: of all namespaces) that carry the labels."""
+        """All objects of a namespace (none: of all namespaces) that carry the labels and have the field values."""
         query = {"limit": str(_PAGE)}
         if labels:
             query["labelSelector"] = names.selector_text(labels)
+        if fields:
+            query["fieldSelector"] = names.selector_text(fields)
         items: list[Body] = []
         while True:
             page = await self._request("list", kind, kind.path(namespace=namespace), query=query)
@@ -325,14 +277,6 @@ class Kube:
         finally:
             metrics.KUBE_REQUESTS.labels(verb=verb, kind=kind.kind, code=code).inc()
             metrics.KUBE_SECONDS.labels(verb=verb).observe(time.monotonic() - started)
-
-
-def kind_of(body: Mapping[str, Any]) -> Kind:
-    """The kind that an object says it is; raises ValueError for one that the operator does not handle."""
-    try:
-        return _KINDS[body["apiVersion"], body["kind"]]
-    except KeyError as error:
-        raise ValueError(f"the operator handles no {body.get('apiVersion')} {body.get('kind')}") from error
 
 
 def _refusal(status: int, content: bytes, *, what: str) -> KubeError:

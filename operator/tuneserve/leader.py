@@ -13,7 +13,8 @@ from typing import Any
 
 from tuneserve import metrics
 from tuneserve.config import LeaderElection
-from tuneserve.kube import LEASE, Kube, KubeError
+from tuneserve.kinds import LEASE
+from tuneserve.kube import Kube, KubeError
 
 logger = logging.getLogger(__name__)
 

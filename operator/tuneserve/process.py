@@ -26,7 +26,8 @@ from tuneserve.config import OperatorConfig
 from tuneserve.context import Context
 from tuneserve.events import Events
 from tuneserve.health import Health, serve
-from tuneserve.kube import FINETUNE, MODELSERVE, Kube, KubeError
+from tuneserve.kinds import FINETUNE, MODELSERVE
+from tuneserve.kube import Kube, KubeError
 from tuneserve.leader import Leader
 from tuneserve.watcher import Watcher
 from tuneserve.workqueue import Key, WorkQueue

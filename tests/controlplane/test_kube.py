@@ -15,7 +15,8 @@ from support.kubectl import Kubectl
 from tuneserve import names
 from tuneserve.config import LeaderElection
 from tuneserve.events import Events
-from tuneserve.kube import CONFIG_MAP, EVENT, FINETUNE, MODELSERVE, NODE, POD, ConflictError, Kube, KubeError
+from tuneserve.kinds import CONFIG_MAP, EVENT, FINETUNE, MODELSERVE, NODE, POD
+from tuneserve.kube import ConflictError, Kube, KubeError
 from tuneserve.leader import Leader, LeaseLostError
 
 pytestmark = pytest.mark.controlplane

@@ -10,7 +10,8 @@ from tuneserve import names
 from tuneserve.api import FineTune, ModelServe, ModelServeStatus, ServedVersion
 from tuneserve.config import Profile, ProfileError
 from tuneserve.context import Context
-from tuneserve.kube import CLAIM, DEPLOYMENT, FINETUNE, MODELSERVE, POD, ConflictError, KubeError
+from tuneserve.kinds import CLAIM, DEPLOYMENT, FINETUNE, MODELSERVE, POD
+from tuneserve.kube import ConflictError, KubeError
 from tuneserve.modelserve.deployment import build_deployment, rollout_of, selector, version_of
 from tuneserve.modelserve.plan import Choice, Problem, choose
 from tuneserve.modelserve.service import build_service
