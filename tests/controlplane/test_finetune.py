@@ -449,6 +449,22 @@ def test_a_quota_that_refuses_jobs_is_told(kubectl: Kubectl, player: StagePlayer
     ready(kubectl)
 
 
+def test_a_quota_that_refuses_pods_is_told(kubectl: Kubectl, player: StagePlayer) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "none"},
+        "spec": {"hard": {"pods": "0"}},
+    }
+    kubectl.apply(quota)
+    kubectl.wait("resourcequota", "none", lambda seen: "pods" in seen["status"].get("hard", {}))
+    kubectl.apply(finetune("life"))
+    message = stalled(kubectl, reason="PodRefused")
+    assert "prepare gets no pod" in message and "exceeded quota: none" in message
+    kubectl.delete("resourcequota", "none")
+    ready(kubectl)
+
+
 # --- gates, suspension -----------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from tuneserve.context import Context
 from tuneserve.difference import differs, with_hash
 from tuneserve.events import Events
 from tuneserve.finetune.reconcile import reconcile
-from tuneserve.kube import CLAIM, CONFIG_MAP, FINETUNE, JOB, POD, ConflictError, Kind, Kube, KubeError, kind_of
+from tuneserve.kube import CLAIM, CONFIG_MAP, EVENT, FINETUNE, JOB, POD, ConflictError, Kind, Kube, KubeError, kind_of
 from tuneserve.ownership import stranger
 from tuneserve.workqueue import Key, Result
 from tuneserve_pipeline.contract import Outcome, StageConfig
@@ -47,6 +47,8 @@ class World:
         """Writes that the operator still gets to make."""
         self.refusals: dict[Kind, KubeError] = {}
         """Kinds that the API server refuses to make."""
+        self.events: list[tuple[str, str]] = []
+        """Warnings of the controllers and the kubelet: UID and text."""
         self.volume: dict[Run, Outcome] = {}
         """Finished outputs on the artifacts claim."""
         self.work: Counter[Run] = Counter()
@@ -68,7 +70,16 @@ class World:
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         return copy.deepcopy(self.objects.get((kind, name)))
 
-    async def list(self, kind: Kind, namespace: str | None = None, labels: Mapping[str, str] | None = None) -> Objects:
+    async def list(
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        fields: Mapping[str, str] | None = None,
+    ) -> Objects:
+        if kind == EVENT:
+            return [{"type": "Warning", "note": note} for uid, note in self.events if fields == {"regarding.uid": uid}]
         wanted = dict(labels or {})
         return [copy.deepcopy(body) for body in self.all(kind) if wanted.items() <= _labels(body).items()]
 

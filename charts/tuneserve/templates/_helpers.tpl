@@ -123,5 +123,6 @@ resyncSeconds: {{ int .Values.resyncSeconds }}
   verbs: [get, create, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [get, create, patch]
+  # Listed: those about a pod that does not start, by its UID, to say why.
+  verbs: [get, list, create, patch]
 {{- end -}}

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tuneserve import names
 from tuneserve.finetune.ledger import StageRun, is_finished
-from tuneserve_pipeline.contract import Outcome
+from tuneserve_pipeline.contract import ExitCode, Outcome
 
 #: Name of the one container of a stage pod.
 CONTAINER = "stage"
@@ -50,6 +50,17 @@ class PodView:
     @property
     def running(self) -> bool:
         return self.phase == "Running" and not self.deleting
+
+    @property
+    def counts_as_failure(self) -> bool:
+        """Whether it used up a try: neither stopped with a checkpoint nor ended by the cluster."""
+        return self.phase == "Failed" and self.exit_code != ExitCode.INTERRUPTED and self.disruption is None
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it has a node, and neither runs nor says why not: it waits for its volumes or its image."""
+        silent = self.waiting is None or self.waiting[0] in ("ContainerCreating", "PodInitializing")
+        return self.phase == "Pending" and self.node is not None and silent and not self.deleting
 
     @property
     def outcome(self) -> Outcome | None:
@@ -129,6 +140,11 @@ class JobView:
         return max(1, len(self.pods), self.failed_pods)
 
     @property
+    def failures(self) -> int:
+        """Tries that count against the retries; a pod's end is seen before the Job controller has counted it."""
+        return max(self.failed_pods, sum(pod.counts_as_failure for pod in self.pods))
+
+    @property
     def pod(self) -> PodView | None:
         """The pod that runs or waits, else the last one."""
         alive = tuple(pod for pod in self.pods if pod.live and not pod.deleting)
@@ -148,6 +164,15 @@ class JobView:
             ),
             None,
         )
+
+    def stuck_since(self, moment: datetime) -> str | None:
+        """UID of what should have gone on by then: the Job without a pod, or its pod that does not start."""
+        if not self.active or self.suspended:
+            return None
+        pod = self.pod
+        if pod is None:
+            return self.uid if self.created is not None and self.created < moment else None
+        return pod.uid if pod.is_starting and pod.created < moment else None
 
     @property
     def has_started(self) -> bool:

@@ -29,6 +29,8 @@ class Observed:
     config_maps: Mapping[str, StageRun] = field(default_factory=dict)
     """ConfigMaps of stages, by name."""
     references: References = field(default_factory=References)
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """What the cluster says of Jobs and pods that do not get on, by UID."""
 
     def has_output(self, job: JobView) -> bool:
         """Whether what the Job put out can be on the claim: not if the claim was made after the Job."""

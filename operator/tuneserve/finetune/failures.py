@@ -91,11 +91,16 @@ def failed(job: JobView, *, at: Surroundings) -> Finding:
     return _ended(pod, code=code, tries=job.attempt, at=at)
 
 
-def hindrance(job: JobView, *, at: Surroundings) -> Finding | None:
-    """What keeps an unfinished Job from running, or what went wrong on the way; None when all is well."""
+def hindrance(job: JobView, *, at: Surroundings, warnings: Mapping[str, str]) -> Finding | None:
+    """What keeps an unfinished Job from running, or what went wrong on the way; None when all is well.
+
+    `warnings` is what the cluster says of Jobs and pods, by UID.
+    """
     pod = job.pod
+    if pod is None and job.uid in warnings:
+        return Finding(reason="PodRefused", message=f"{at.stage} gets no pod: {warnings[job.uid]}")
     if pod is not None and pod.live and not pod.running:
-        waiting = _waiting(pod, at=at)
+        waiting = _waiting(pod, at=at) or _starting(pod, at=at, warning=warnings.get(pod.uid))
         if waiting is not None:
             return waiting
     last = next((pod for pod in reversed(job.pods) if not pod.live), None)
@@ -117,7 +122,7 @@ def hindrance(job: JobView, *, at: Surroundings) -> Finding | None:
             stalled=False,
         )
     cause = _ended(last, code=last.exit_code, tries=None, at=at)
-    left = max(0, at.tries - job.failed_pods)
+    left = max(0, at.tries - job.failures)
     return Finding(
         reason=cause.reason,
         message=f"{again} {verb} ({left} of {at.tries} left); the one before failed: {cause.message}",
@@ -213,6 +218,17 @@ def _waiting(pod: PodView, *, at: Surroundings) -> Finding | None:
     if reason in _CONFIG_REASONS:
         return Finding(reason=reason, message=f"the container of {at.stage} cannot start: {message or reason}")
     return None
+
+
+def _starting(pod: PodView, *, at: Surroundings, warning: str | None) -> Finding | None:
+    if warning is None or not pod.is_starting:
+        return None
+    return Finding(
+        reason="PodNotStarting",
+        message=f"{at.stage} does not start on node {pod.node}: {warning.rstrip('. ')}. It starts by itself as soon as "
+        "that is put right",
+        stalled="not found" in warning,
+    )
 
 
 #: What a sentence of the scheduler means for the user; the first that matches.

@@ -173,7 +173,9 @@ class _Resolution:
                 return again("Replaced", f"{stage.name} has not started and is made anew with its new settings")
         running = job.pod is not None and job.pod.running
         return plan(
-            StageState.RUNNING if running else StageState.PENDING, failures.hindrance(job, at=at), terms=self._terms
+            StageState.RUNNING if running else StageState.PENDING,
+            failures.hindrance(job, at=at, warnings=self._observed.warnings),
+            terms=self._terms,
         )
 
     def _without_job(self, stage: Stage, *, run: StageRun, spec: StageSpec) -> StagePlan:

@@ -29,8 +29,8 @@ Body = Mapping[str, Any]
 
 #: Seconds until something that is about to go away is looked at again.
 SOON = 2.0
-#: Seconds until something that a user must provide is looked for again.
-RECHECK = 30.0
+#: Progress intervals until something that a user must provide is looked for again.
+RECHECK_INTERVALS = 2
 #: Seconds until another try after the object changed under our hands.
 AGAIN = 0.2
 #: Answers that another try will not change: the request itself is not acceptable.
@@ -47,7 +47,8 @@ async def reconcile(key: Key, context: Context) -> Result:
         fine_tune = _parse(body)
     except ValidationError as error:
         return await _report_invalid(body, error=error, context=context)
-    observed = await _recorded(fine_tune, await observe(fine_tune, kube=context.kube), context=context)
+    observed = await observe(fine_tune, kube=context.kube, now=context.now())
+    observed = await _recorded(fine_tune, observed, context=context)
     plan = resolve(fine_tune, config=context.config, observed=observed)
     plan = plan.refused(await _apply(fine_tune, plan=plan, context=context))
     told = await _progress(fine_tune, body=body, plan=plan, context=context)
@@ -211,5 +212,5 @@ def _requeue_after(plan: Plan, *, context: Context) -> float:
     if any(stage.job is not None and stage.job.active for stage in plan.stages):
         return config.progress_interval_seconds
     if any(stage.held and stage.state is not StageState.FAILED for stage in plan.stages) or plan.claim_fault:
-        return RECHECK
+        return RECHECK_INTERVALS * config.progress_interval_seconds
     return config.resync_seconds

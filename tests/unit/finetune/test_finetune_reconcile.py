@@ -8,7 +8,7 @@ from support.specs import claim, config, finetune, spec
 from support.world import Object, World, claims, run_of
 from tuneserve.config import OperatorConfig
 from tuneserve.finetune.graph import EVALUATE_BASE, MERGE, PREPARE, TRAIN
-from tuneserve.finetune.reconcile import RECHECK, SOON
+from tuneserve.finetune.reconcile import SOON
 from tuneserve.kube import CLAIM, CONFIG_MAP, JOB, POD, KubeError
 from tuneserve_pipeline.contract import Outcome, StageError
 
@@ -82,6 +82,9 @@ async def end(world: World, pod: Object, *, code: int, error: StageError | None 
 UNREADABLE = StageError(reason="InvalidRow", message='train.jsonl:17: the row is not valid JSON: "{"')
 OFFLINE = StageError(reason="HubUnavailable", message="http://hub did not answer in 30 s")
 
+
+#: Seconds until something that a user must provide is looked for again.
+RECHECK = 30
 
 # --- failures --------------------------------------------------------------------------------------------------------
 
@@ -309,6 +312,41 @@ async def test_a_pod_that_does_not_start_says_why(pod_status: Object, expected: 
         assert part in message(world)
     assert result.requeue_after == world.config.progress_interval_seconds
     pod["status"] = {"phase": "Pending"}
+    await world.settle()
+    assert summary(world) == "Ready: ArtifactsReady"
+
+
+SECRET_MISSING = 'MountVolume.SetUp failed for volume "hub-token" : secret "hub" not found'
+
+
+@pytest.mark.parametrize(
+    ("warning", "expected"),
+    [
+        (SECRET_MISSING, "Stalled: PodNotStarting"),
+        ("AttachVolume.Attach failed: the disk is busy", "Reconciling: PodNotStarting"),
+    ],
+)
+async def test_a_pod_that_waits_for_a_volume_says_what_the_kubelet_says(warning: str, expected: str) -> None:
+    world = new_world()
+    await world.reconcile()
+    world.control_jobs()
+    (pod,) = world.pods("Pending")
+    pod["spec"]["nodeName"] = "node-1"
+    world.events.append((pod["metadata"]["uid"], warning))
+    await world.reconcile()
+    assert summary(world) == expected
+    assert f"prepare does not start on node node-1: {warning}" in message(world)
+    await world.settle()
+    assert summary(world) == "Ready: ArtifactsReady"
+
+
+async def test_a_job_that_gets_no_pod_says_why() -> None:
+    world = new_world()
+    await world.reconcile()
+    refusal = 'Error creating: pods "demo-prepare" is forbidden: exceeded quota: team'
+    world.events.append((jobs(world, PREPARE)[0]["metadata"]["uid"], refusal))
+    await world.reconcile()
+    assert summary(world) == "Stalled: PodRefused" and refusal in message(world)
     await world.settle()
     assert summary(world) == "Ready: ArtifactsReady"
 
