@@ -133,6 +133,7 @@ def make_trainer(
 ) -> CompletionTrainer:
     """A trainer that writes its checkpoints below `aside`; raises `InvalidConfig` for layers the model lacks."""
     lengths = [len(row.input_ids) for row in rows]
+    layers = linear_layers(model)
     keeps = keeps_activations(
         shape=shape_of(model), tokens=recipe.micro_batch_size * max(lengths), free_bytes=free_memory(device)
     )
@@ -174,7 +175,7 @@ def make_trainer(
             train_dataset=to_dataset(rows),
             eval_dataset=to_dataset(validation) if validation else None,
             processing_class=tokenizer,
-            peft_config=lora_config(spec, model),
+            peft_config=lora_config(spec, layers=layers),
             callbacks=list(callbacks),
         )
     except ValueError as error:
@@ -184,21 +185,22 @@ def make_trainer(
             raise InvalidConfig(
                 reason="TargetModulesInvalid",
                 message=f"spec.lora.targetModules {', '.join(spec.lora.target_modules)}: {error}. The model has these "
-                f"linear layers: {', '.join(linear_layers(model))}",
+                f"linear layers: {', '.join(layers)}",
             ) from error
         raise
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def lora_config(spec: TrainSpec, model: PreTrainedModel) -> LoraConfig:
+def lora_config(spec: TrainSpec, *, layers: Sequence[str]) -> LoraConfig:
+    """`layers`: names of all linear layers."""
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.lora.rank,
         lora_alpha=spec.lora.alpha,
         lora_dropout=spec.lora.dropout,
         # By short names, as servers know them; "all-linear" would list each layer's path.
-        target_modules=list(spec.lora.target_modules) or linear_layers(model),
+        target_modules=list(spec.lora.target_modules or layers),
     )
 
 
