@@ -128,7 +128,8 @@ def test_parallel_branches_run_at_the_same_time(kubectl: Kubectl, player: StageP
     player.play = holding("train", "evaluate-base")
     kubectl.apply(finetune("life"))
     found = kubectl.wait("ftune", "life", lambda seen: running("train")(seen) and running("evaluate-base")(seen))
-    assert condition(found, "Reconciling")["message"] == "evaluate-base runs; train runs"
+    assert condition(found, "Reconciling")["message"] == "train runs; evaluate-base runs"
+    assert found["status"]["progress"]["stage"] == "train"
     player.play = succeed
     ready(kubectl)
 

@@ -1,6 +1,6 @@
 """What the decisions of the FineTune controller are made of: what there is, and what is to be done. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from tuneserve.api import StageState, StageStatus
 from tuneserve.finetune.children import JobView, PodView
 from tuneserve.finetune.failures import Finding
-from tuneserve.finetune.graph import Stage
+from tuneserve.finetune.graph import EVALUATE_BASE, Stage
 from tuneserve.finetune.jobs import Launch
 from tuneserve.finetune.ledger import Ledger, StageRun
 from tuneserve.finetune.references import References
@@ -75,6 +75,11 @@ class StagePlan:
     def held(self) -> bool:
         """Whether somebody must act for this very stage, and not for one before it."""
         return self.finding is not None and self.finding.stalled and not self.finding.inherited
+
+
+def foremost(stages: Iterable[StagePlan]) -> StagePlan | None:
+    """Of stages at work at the same time the one that a user waits for: the last one, but not the base's evaluation."""
+    return max(enumerate(stages), key=lambda item: (item[1].stage.name != EVALUATE_BASE, item[0]), default=(0, None))[1]
 
 
 @dataclass(frozen=True, kw_only=True)

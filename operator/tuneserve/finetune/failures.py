@@ -5,7 +5,7 @@ Never "see the logs": whoever reads the sentence may have no right to read them.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuneserve import names
 from tuneserve.finetune.children import JobView, PodView
@@ -15,6 +15,7 @@ from tuneserve_pipeline.contract import ExitCode
 _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _KILLED = 137
+_FINAL_CODES = (ExitCode.INVALID_CONFIG, ExitCode.INVALID_DATA, ExitCode.OUT_OF_MEMORY)
 _REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]{0,126}[A-Za-z0-9_])?")
 _POLICY_EXIT_CODE = re.compile(r"failed with exit code (\d+)")
 
@@ -122,7 +123,9 @@ def hindrance(job: JobView, *, at: Surroundings, warnings: Mapping[str, str]) ->
             stalled=False,
         )
     cause = _ended(last, code=last.exit_code, tries=None, at=at)
-    left = max(0, at.tries - job.failures)
+    left = at.tries - job.failures
+    if left <= 0 or last.exit_code in _FINAL_CODES:
+        return replace(cause, stalled=False)  # the Job controller has not said so yet
     return Finding(
         reason=cause.reason,
         message=f"{again} {verb} ({left} of {at.tries} left); the one before failed: {cause.message}",

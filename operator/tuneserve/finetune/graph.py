@@ -61,13 +61,14 @@ EVALUATE_BASE = "evaluate-base"
 EVALUATE_ADAPTER = "evaluate-adapter"
 EVALUATE_MERGED = "evaluate-merged"
 
-#: Every stage there is, each after those that it reads.
+#: Every stage there is, each after those that it reads. Jobs are made in this order: where there is one GPU, the
+#: training gets it before the evaluation of the base model, which nothing waits for but the end.
 STAGES: tuple[Stage, ...] = (
     Stage(name=PREPARE, kind=StageKind.PREPARE),
-    Stage(name=EVALUATE_BASE, kind=StageKind.EVALUATE, parents=(PREPARE,), target=EvaluationTarget.BASE),
     Stage(name=TRAIN, kind=StageKind.TRAIN, parents=(PREPARE,)),
-    Stage(name=EVALUATE_ADAPTER, kind=StageKind.EVALUATE, parents=(PREPARE, TRAIN), target=EvaluationTarget.ADAPTER),
     Stage(name=MERGE, kind=StageKind.MERGE, parents=(PREPARE, TRAIN)),
+    Stage(name=EVALUATE_BASE, kind=StageKind.EVALUATE, parents=(PREPARE,), target=EvaluationTarget.BASE),
+    Stage(name=EVALUATE_ADAPTER, kind=StageKind.EVALUATE, parents=(PREPARE, TRAIN), target=EvaluationTarget.ADAPTER),
     Stage(name=EVALUATE_MERGED, kind=StageKind.EVALUATE, parents=(PREPARE, MERGE), target=EvaluationTarget.MERGED),
 )
 _BY_NAME = {stage.name: stage for stage in STAGES}

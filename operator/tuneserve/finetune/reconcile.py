@@ -3,10 +3,9 @@
 Level-triggered: it may be called at any time, be killed between any two of its requests, and be called again.
 """
 
-import asyncio
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,7 +15,7 @@ from tuneserve.api import FineTune, FineTuneStatus, Progress, StageState
 from tuneserve.context import Context
 from tuneserve.finetune import ledger, status
 from tuneserve.finetune.announcements import announcements
-from tuneserve.finetune.decisions import Observed, Plan
+from tuneserve.finetune.decisions import Observed, Plan, foremost
 from tuneserve.finetune.failures import Finding
 from tuneserve.finetune.ledger import Entry
 from tuneserve.finetune.observation import observe
@@ -130,29 +129,22 @@ async def _refusal(request: Awaitable[Any], *, what: str, reason: str) -> Findin
 
 
 async def _progress(fine_tune: FineTune, *, body: Body, plan: Plan, context: Context) -> Progress | None:
-    """What the furthest running stage tells; asked, and so written, only once in the progress interval."""
+    """What the stage that runs tells; asked, and so written, only once in the progress interval."""
+    main = foremost(stage for stage in plan.stages if stage.state is StageState.RUNNING)
+    if main is None or main.run is None or main.job is None or main.job.pod is None or main.job.pod.ip is None:
+        return None
     known = {(stage.name, stage.hash) for stage in fine_tune.status.stages if stage.state is StageState.RUNNING}
-    # A stage that has just begun has nothing to tell, and the news of its start must not wait for its answer.
-    running = [stage for stage in plan.stages if stage.state is StageState.RUNNING and stage.run in known]
-    if not running:
+    if main.run not in known:
+        # It has just begun and has nothing to tell; the news of its start must not wait for its answer.
         return None
     before = fine_tune.status.progress
-    last = running[-1]
-    if before is not None and before.stage == last.stage.name:
-        written = _status_written(body)
-        interval = context.config.progress_interval_seconds
-        if written is not None and (context.now() - written).total_seconds() < interval:
-            return before
-    else:
+    if before is not None and before.stage != main.stage.name:
         before = None
-    told = await asyncio.gather(
-        *(
-            scrape(stage.run, ip=stage.job.pod.ip, http=context.http)
-            for stage in running
-            if stage.run is not None and stage.job is not None and stage.job.pod is not None and stage.job.pod.ip
-        )
-    )
-    return next((progress for progress in reversed(told) if progress is not None), before)
+    written = _status_written(body)
+    interval = timedelta(seconds=context.config.progress_interval_seconds)
+    if before is not None and written is not None and context.now() - written < interval:
+        return before
+    return await scrape(main.run, ip=main.job.pod.ip, http=context.http) or before
 
 
 def _status_written(body: Body) -> datetime | None:

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from tuneserve.api import FineTune, FineTuneStatus, Progress, Resolved, StageState, StageStatus
 from tuneserve.conditions import as_stalled
 from tuneserve.finetune.artifacts import artifacts
-from tuneserve.finetune.decisions import Plan, StagePlan
+from tuneserve.finetune.decisions import Plan, StagePlan, foremost
 from tuneserve.finetune.gates import decimal_text
 from tuneserve.finetune.graph import PREPARE, TRAIN
 from tuneserve.finetune.milestones import milestones
@@ -93,9 +93,10 @@ def _progress(plan: Plan, *, told: Progress | None) -> Progress | None:
     trained = plan.stage(TRAIN)
     losses = trained.outcome.metrics if trained is not None and trained.outcome is not None else {}
     loss = decimal_text("loss", losses["loss"]) if "loss" in losses else None
-    running = [stage.stage.name for stage in plan.stages if stage.state is StageState.RUNNING]
-    if told is not None and told.stage in running:
+    running = [stage for stage in plan.stages if stage.state is StageState.RUNNING]
+    main = foremost(running)
+    if told is not None and told.stage in {stage.stage.name for stage in running}:
         return told if told.loss is not None else told.model_copy(update={"loss": loss})
-    if running:
-        return Progress(stage=running[-1], loss=loss)
+    if main is not None:
+        return Progress(stage=main.stage.name, loss=loss)
     return Progress(loss=loss) if loss is not None else None

@@ -6,9 +6,10 @@ asks for, helps. A message names the true cause and what to do, for somebody who
 
 from datetime import datetime
 
+from tuneserve import names
 from tuneserve.api import Artifact, Condition, FineTune, StageState, Verdict
 from tuneserve.conditions import READY, RECONCILING, STALLED, as_ready, as_reconciling, as_stalled, set_condition
-from tuneserve.finetune.decisions import Plan
+from tuneserve.finetune.decisions import Plan, foremost
 from tuneserve.finetune.graph import StageKind
 from tuneserve.finetune.milestones import sentence
 
@@ -32,9 +33,9 @@ def summarize(
     held = [stage for stage in left if stage.held]
     fault = plan.claim_fault
     message = "; ".join(dict.fromkeys(sentence(stage) for stage in left if stage.passing or stage.held))
-    if passing:
-        last = passing[-1]
-        reason = last.finding.reason if last.finding else _DOING[last.stage.kind]
+    main = foremost(passing)
+    if main is not None:
+        reason = main.finding.reason if main.finding else _DOING[main.stage.kind]
         return as_reconciling(conditions, reason=reason, message=message, generation=generation, now=now)
     if fault is not None:
         conclude = as_stalled if fault.stalled else as_reconciling
@@ -44,7 +45,8 @@ def summarize(
     if held:
         reason = next(stage.finding.reason for stage in held if stage.finding is not None)
         return as_stalled(conditions, reason=reason, message=message, generation=generation, now=now)
-    return _finished(conditions, artifacts=artifacts, generation=generation, now=now)
+    note = _misspelt(fine_tune.metadata.annotations.get(names.REBUILD, ""), plan=plan)
+    return _finished(conditions, artifacts=artifacts, note=note, generation=generation, now=now)
 
 
 def best(artifact: Artifact) -> str:
@@ -56,7 +58,18 @@ def best(artifact: Artifact) -> str:
     return f"{artifact.export}: {main.name} {main.value}{base}"
 
 
-def _finished(conditions: Conditions, *, artifacts: tuple[Artifact, ...], generation: int, now: datetime) -> Conditions:
+def _misspelt(rebuild: str, *, plan: Plan) -> str:
+    """What is to be said of a rebuild annotation that names no stage: else it would do nothing without a word."""
+    stages = [stage.stage.name for stage in plan.stages]
+    wrong = [name for entry in rebuild.split(",") if (name := entry.strip().partition(".")[0]) and name not in stages]
+    if not wrong:
+        return ""
+    return f". The annotation {names.REBUILD} names {', '.join(wrong)}, but the stages are {', '.join(stages)}"
+
+
+def _finished(
+    conditions: Conditions, *, artifacts: tuple[Artifact, ...], note: str, generation: int, now: datetime
+) -> Conditions:
     usable = [artifact for artifact in artifacts if artifact.verdict is not Verdict.FAILED]
     refused = [f"{artifact.export}: {artifact.reason}" for artifact in artifacts if artifact.verdict is Verdict.FAILED]
     failures = "; ".join(refused)
@@ -69,7 +82,7 @@ def _finished(conditions: Conditions, *, artifacts: tuple[Artifact, ...], genera
     return as_ready(
         conditions,
         reason="SomeGatesFailed" if refused else "ArtifactsReady",
-        message=message,
+        message=message + note,
         generation=generation,
         now=now,
     )

@@ -16,11 +16,11 @@ BY_NAME = {stage.name: stage for stage in STAGES}
 @pytest.mark.parametrize(
     ("formats", "names"),
     [
-        ([MERGED], ["prepare", "evaluate-base", "train", "merge", "evaluate-merged"]),
-        ([ADAPTER], ["prepare", "evaluate-base", "train", "evaluate-adapter"]),
+        ([MERGED], ["prepare", "train", "merge", "evaluate-base", "evaluate-merged"]),
+        ([ADAPTER], ["prepare", "train", "evaluate-base", "evaluate-adapter"]),
         (
             [ADAPTER, MERGED],
-            ["prepare", "evaluate-base", "train", "evaluate-adapter", "merge", "evaluate-merged"],
+            ["prepare", "train", "merge", "evaluate-base", "evaluate-adapter", "evaluate-merged"],
         ),
     ],
 )

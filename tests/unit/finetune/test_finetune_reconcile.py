@@ -145,6 +145,26 @@ async def test_the_rebuild_annotation_is_another_try_and_makes_new_outputs() -> 
     assert set(world.work.values()) == {1}
 
 
+async def test_a_rebuild_annotation_that_names_no_stage_is_told() -> None:
+    world = new_world(annotations={"tuneserve.dev/rebuild": "trian.1"})
+    await world.settle()
+    assert summary(world) == "Ready: ArtifactsReady"
+    assert "names trian, but the stages are prepare, train, merge" in message(world)
+
+
+@pytest.mark.parametrize(("code", "retries"), [(65, 3), (69, 0)])
+async def test_no_other_try_is_promised_while_the_job_controller_has_not_ended_the_job(code: int, retries: int) -> None:
+    world = new_world(retries=retries)
+    pod = await until(world, PREPARE)
+    name, hash = run_of(pod)
+    world.stop(pod, code=code, message=Outcome(stage=name, hash=hash, error=UNREADABLE).to_message())
+    await world.reconcile()
+    assert summary(world) == "Reconciling: InvalidRow" and "try" not in message(world)
+    world.control_jobs()
+    await world.reconcile()
+    assert summary(world) == "Stalled: InvalidRow"
+
+
 async def test_out_of_memory_says_what_to_change_and_another_profile_is_another_try() -> None:
     world = new_world(accelerator={"profile": "rtx-4090"})
     error = StageError(reason="OutOfGpuMemory", message="CUDA out of memory")
