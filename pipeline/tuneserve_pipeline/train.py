@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 RESUMES = True
 LOG_FILE = "trainer_log.jsonl"
 #: Rows of the validation split that the loss at the end is taken over: enough to compare runs, and soon done.
-EVALUATION_ROWS = 256
+EVALUATION_ROWS = 64
 
 
 def run(job: StageRun) -> StageResult:
@@ -82,6 +82,8 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
         recipe.micro_batch_size,
         "computed twice" if trainer.args.gradient_checkpointing else "kept",
     )
+    if job.interrupted.is_set():  # while the model was loaded: nothing is lost
+        raise Interrupted
     _run_steps(trainer, checkpoint=checkpoint, steps=recipe.steps)
     if job.interrupted.is_set():
         raise Interrupted
