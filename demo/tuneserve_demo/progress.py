@@ -28,7 +28,8 @@ def describe(found: Mapping[str, Any]) -> str:
         parts.append(f"{bar(progress['percent'])} {progress['percent']:>3} %")
     if "totalSteps" in progress:
         parts.append(f"step {progress.get('step', 0)}/{progress['totalSteps']}")
-    if "loss" in progress:
+    # The last loss stays in the status when later stages run.
+    if "loss" in progress and name == "train":
         parts.append(f"loss {float(progress['loss']):.3f}")
     if "tokensPerSecond" in progress:
         parts.append(f"{float(progress['tokensPerSecond']):.0f} tokens/s")

@@ -127,9 +127,15 @@ def comparison(artifact: Object) -> list[str]:
     """The metrics of an artifact beside those of the base model, on the held-out test rows."""
     rows = [f"{'on the held-out test rows':<28}{'base':>8}{'tuned':>8}"]
     for metric in artifact["metrics"]:
-        base = f"{float(metric['base']):.3f}" if "base" in metric else "-"
-        rows.append(f"{metric['name']:<28}{base:>8}{float(metric['value']):>8.3f}")
+        base = decimal(metric["base"]) if "base" in metric else "-"
+        rows.append(f"{metric['name']:<28}{base:>8}{decimal(metric['value']):>8}")
     return rows
+
+
+def decimal(text: str) -> str:
+    """Three decimals, none for a count."""
+    value = float(text)
+    return f"{value:.3f}" if "." in text else f"{value:.0f}"
 
 
 def check(api: openai.OpenAI, recorded: answers.Evaluation) -> None:

@@ -18,7 +18,7 @@ from tuneserve_images.settings import Folders
 DEBIAN_MIRROR = "http://deb.debian.org/debian"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # Where a container finds this machine's downloads of uv. Not uv's own default: the Dockerfiles mount a cache there.
-UV_CACHE = "/var/cache/uv"
+UV_CACHE = "/tmp/build/uv-cache"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Of this machine, not of the image.
 FILES_LEFT_OUT = ("etc/hostname", "etc/resolv.conf")

@@ -28,10 +28,10 @@ def test_documents_are_told_apart_however_they_are_broken_into_lines() -> None:
 
 
 def test_metrics_stand_beside_those_of_the_base_model() -> None:
-    metrics = [{"name": "accuracy", "value": "0.71", "base": "0.4"}, {"name": "loss", "value": "0.2"}]
+    metrics = [{"name": "accuracy", "value": "0.71", "base": "0.4"}, {"name": "samples", "value": "420"}]
     lines = comparison({"metrics": metrics})
     assert lines[0].split()[-2:] == ["base", "tuned"]
-    assert [line.split() for line in lines[1:]] == [["accuracy", "0.400", "0.710"], ["loss", "-", "0.200"]]
+    assert [line.split() for line in lines[1:]] == [["accuracy", "0.400", "0.710"], ["samples", "-", "420"]]
 
 
 def test_the_chart_gets_the_images_of_this_checkout() -> None:
