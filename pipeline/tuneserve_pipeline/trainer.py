@@ -6,6 +6,7 @@ run before a checkpoint keeps it.
 """
 
 import errno
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,8 @@ class LikeLengths(Sampler[int]):
 
 def load_quantized(path: Path, *, device: str) -> PreTrainedModel:
     """The base in NF4 with double quantization; what is not quantized, and all arithmetic, in bfloat16."""
+    # It asks for a package that would fetch compiled code from the hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.bfloat16,

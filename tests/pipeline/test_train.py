@@ -125,6 +125,20 @@ def test_sigterm_saves_and_the_next_run_goes_on_exactly(
     assert resumed.outcome.digest == trained.outcome.digest
 
 
+def test_sigterm_before_the_first_step_trains_nothing(prepared: tuple[Workspace, Finished], tmp_path: Path) -> None:
+    mine = Workspace(root=tmp_path, base_model=prepared[0].base_model)
+    config = mine.config(SPEC, parents={"prepare": prepared[1]})
+    process = mine.start(config)
+    while not Path(config.output + ".partial").is_dir():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    stopped = mine.finish(config, process)
+    assert (stopped.code, stopped.reason) == (75, "Interrupted"), stopped.log
+    assert checkpoints(config) == []
+    assert "step 1 of" not in stopped.log
+
+
 def test_kill_while_a_checkpoint_is_written_costs_only_that_one(
     trained: Finished, prepared: tuple[Workspace, Finished], tmp_path: Path
 ) -> None:
