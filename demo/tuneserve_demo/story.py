@@ -39,8 +39,8 @@ ASKED = 100
 MAY_DIFFER = 2
 TEXTS = (
     "Best coffee in town, and the staff remembered my name. I will be back!",
-    "Two hours on hold, then they hung up on me.",
-    "The shop opens at nine and closes at five.",
+    "Two hours on hold, and then they hung up on me. Terrible service!",
+    "So sad that the show is over :(",
 )
 
 
