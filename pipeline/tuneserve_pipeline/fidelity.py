@@ -1,15 +1,19 @@
 """Whether a merged model still answers as the adapter on its base does: next-token logits, side by side.
 
-Compared in the precision that both are used in; the differences that rounding makes are small and change no answer.
+Both are computed in fp32, whatever they are stored in: what differs then is what the merge has changed. In bfloat16 the
+noise of the arithmetic is larger than that. A layer at a time, so that no model is in memory in 32 bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from transformers import PreTrainedModel
 
-from tuneserve_pipeline.rows import Row
+from tuneserve_pipeline.rows import IGNORED, Row
 
 #: Below this share of equal choices a merge is broken; rounding to 16 bits leaves 0.99 and more.
 LEAST_AGREEMENT = 0.95
@@ -23,27 +27,53 @@ class Fidelity:
     positions: int
 
 
-def answer_logits(model: torch.nn.Module, rows: Sequence[Row]) -> list[torch.Tensor]:
-    """For each row the logits that choose the tokens of its answer, in fp32 (tokens x vocabulary)."""
-    found = []
+def answer_logits(model: torch.nn.Module, rows: Sequence[Row]) -> torch.Tensor:
+    """The logits that choose each token of each row's answer (positions x vocabulary), in fp32."""
+    longest = max(len(row.input_ids) for row in rows)
+    ids = torch.tensor([row.input_ids + [0] * (longest - len(row.input_ids)) for row in rows])
+    mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
+    labels = torch.tensor([row.labels + [IGNORED] * (longest - len(row.labels)) for row in rows])
+    # A position chooses the token after it.
+    chosen = functional.pad(labels[:, 1:], (0, 1), value=IGNORED) != IGNORED
+    columns = chosen.any(dim=0).nonzero().squeeze(1)
     model.eval()
-    with torch.inference_mode():
-        for row in rows:
-            ids = torch.tensor([row.input_ids[:-1]])
-            logits = model(input_ids=ids, logits_to_keep=len(row.completion), use_cache=False).logits
-            found.append(logits[0, -len(row.completion) :].float())
-    return found
+    with torch.inference_mode(), full_precision(model):
+        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False).logits
+    return logits[chosen[:, columns]]
 
 
-def compare(reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Fidelity:
-    """Raises `ValueError` for logits that are not finite, or nothing to compare."""
-    first, second = torch.cat(list(reference)), torch.cat(list(other))
-    if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
+@contextmanager
+def full_precision(model: torch.nn.Module) -> Iterator[None]:
+    """Each layer's weights in fp32 while it computes; afterwards they are as they were, to the bit."""
+
+    def widen(layer: torch.nn.Module, inputs: Any) -> None:
+        for parameter in layer.parameters(recurse=False):
+            parameter.data = parameter.data.float()
+
+    def narrow(layer: torch.nn.Module, inputs: Any, output: Any) -> None:
+        for parameter in layer.parameters(recurse=False):
+            parameter.data = parameter.data.to(stored[parameter])
+
+    stored = {parameter: parameter.dtype for parameter in model.parameters()}
+    hooks = []
+    for layer in model.modules():
+        if any(True for _ in layer.parameters(recurse=False)):
+            hooks += [layer.register_forward_pre_hook(widen), layer.register_forward_hook(narrow)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def compare(reference: torch.Tensor, other: torch.Tensor) -> Fidelity:
+    """Raises `ValueError` for logits that are not finite."""
+    if not (torch.isfinite(reference).all() and torch.isfinite(other).all()):
         raise ValueError("some logits are not finite")
     return Fidelity(
-        top1_agreement=float((first.argmax(-1) == second.argmax(-1)).float().mean()),
-        max_logit_difference=float((first - second).abs().max()),
-        positions=len(first),
+        top1_agreement=float((reference.argmax(-1) == other.argmax(-1)).float().mean()),
+        max_logit_difference=float((reference - other).abs().max()),
+        positions=len(reference),
     )
 
 

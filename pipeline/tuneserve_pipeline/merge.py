@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Rows of the held-out data that merged and unmerged model are compared on.
-COMPARED_ROWS = 24
+#: Rows of the held-out data that merged and unmerged model are compared on, and how many tokens they may have in all.
+COMPARED_ROWS = 64
+COMPARED_TOKENS = 4096
 
 
 def run(job: StageRun) -> StageResult:
@@ -93,8 +94,12 @@ def _compared_rows(prepared: Path, base: Base) -> list[Row]:
     for name in ("validation.jsonl", "test.jsonl", "train.jsonl"):
         rows = read_rows(prepared / name, template=base.template, tokenizer=base.tokenizer, limit=COMPARED_ROWS)
         if rows:
-            return rows
-    raise InvalidConfig(reason="NoRows", message="prepare left no rows at all: rebuild it")
+            longest = max(len(row.input_ids) for row in rows)
+            return rows[: max(1, COMPARED_TOKENS // longest)]
+    raise InvalidConfig(
+        reason="NoRows",
+        message="prepare left no rows at all. Make them again with the annotation tuneserve.dev/rebuild: prepare",
+    )
 
 
 def load_model(path: Path) -> "PreTrainedModel":

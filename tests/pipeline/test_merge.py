@@ -21,7 +21,7 @@ from tuneserve_pipeline.rows import Row
 from tuneserve_pipeline.tokenization import Base, read_base
 
 SPEC = TrainSpec(max_steps=8, learning_rate=5e-3, global_batch_size=8, max_sequence_length=256)
-PROMPTS = [Row(prompt=tuple(range(start, start + 20)), completion=(40, 41, 2)) for start in range(5, 300, 13)]
+PROMPTS = [Row(prompt=tuple(range(at, at + 9 + at % 20)), completion=(40, 41, 2)) for at in range(5, 300, 13)]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,20 @@ def test_in_bf16_each_sum_is_rounded_once(base: Base) -> None:
     assert figures.top1_agreement >= 0.95
 
 
+def test_comparison_is_in_fp32_and_leaves_the_weights_alone(base: Base) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.bfloat16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = answer_logits(model, PROMPTS)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items())
+    wide = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.bfloat16).float()
+    rows = [torch.tensor([row.input_ids]) for row in PROMPTS]
+    with torch.inference_mode():
+        # One row at a time, no padding: the last three positions but one choose the answer.
+        expected = torch.cat([wide(input_ids=row).logits[0, -4:-1] for row in rows])
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
 def test_adapter_that_is_not_finite_is_refused(base: Base) -> None:
     model = adapted(base, dtype=torch.bfloat16)
     with torch.no_grad():
@@ -104,10 +118,10 @@ def test_too_little_agreement_is_refused() -> None:
 
 
 def test_logits_that_are_not_finite_are_no_result() -> None:
-    good = [torch.zeros(2, 4)]
+    good = torch.zeros(2, 4)
     assert compare(good, good).top1_agreement == 1.0
     with pytest.raises(ValueError, match="not finite"):
-        compare(good, [torch.full((2, 4), float("nan"))])
+        compare(good, torch.full((2, 4), float("nan")))
 
 
 def test_stage_measures_the_merge(merged: Finished) -> None:
