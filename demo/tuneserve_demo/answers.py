@@ -1,14 +1,17 @@
 """Asks the served model through its OpenAI endpoint, and compares its answers with those that were evaluated."""
 
+import re
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import openai
 
-from tuneserve_demo.tools import DemoError, Kubectl, say
+from tuneserve_demo.tools import EXTERNAL, DemoError, Kubectl, say, tool
 
 AT_ONCE = 8
 
@@ -29,12 +32,29 @@ class Evaluation:
     questions: Sequence[Question]
 
 
-def client(kubectl: Kubectl, name: str) -> openai.OpenAI:
-    """A client of the Service's cluster address, which this machine reaches."""
+@contextmanager
+def endpoint(kubectl: Kubectl, name: str) -> Iterator[openai.OpenAI]:
+    """A client of the Service: at its cluster address, or through kubectl on a cluster that is not of this machine."""
     service = kubectl.get("service", name)
     if service is None:
         raise DemoError(f"there is no service {name} in the namespace {kubectl.namespace}")
-    return openai.OpenAI(base_url=f"http://{service['spec']['clusterIP']}/v1", api_key="none", timeout=120)
+    if not EXTERNAL:
+        yield client(f"{service['spec']['clusterIP']}:80")
+        return
+    command = [*tool("kubectl"), "--namespace", kubectl.namespace, "port-forward", f"service/{name}", ":80"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as forward:
+        assert forward.stdout is not None
+        try:
+            said = forward.stdout.readline()
+            if not (port := re.search(r"127\.0\.0\.1:(\d+)", said)):
+                raise DemoError(f"kubectl port-forward says: {said.strip()}")
+            yield client(f"127.0.0.1:{port[1]}")
+        finally:
+            forward.terminate()
+
+
+def client(address: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"http://{address}/v1", api_key="none", timeout=120)
 
 
 def stream(api: openai.OpenAI, *, model: str, messages: Sequence[Mapping[str, str]], max_tokens: int) -> None:

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tuneserve_demo.answers import Evaluation, Question
-from tuneserve_demo.tools import EXTERNAL, DemoError, Kubectl, Object
+from tuneserve_demo.tools import BUSYBOX, DemoError, Kubectl, Object
 
-IMAGE = "busybox:stable" if EXTERNAL else "cluster.tuneserve.dev/busybox:1"
 POD = "read-predictions"
 USER = 10001
 
@@ -57,7 +56,7 @@ def read(kubectl: Kubectl, *, claim: str, paths: Sequence[str]) -> str:
 def reader(*, claim: str, paths: Sequence[str]) -> Object:
     container = {
         "name": "read",
-        "image": IMAGE,
+        "image": BUSYBOX,
         "command": ["cat", *(f"/claim/{path}" for path in paths)],
         "volumeMounts": [{"name": "claim", "mountPath": "/claim", "readOnly": True}],
         "securityContext": {

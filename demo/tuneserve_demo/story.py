@@ -17,6 +17,7 @@ from tuneserve_demo import answers, artifacts
 from tuneserve_demo.install import install
 from tuneserve_demo.progress import ProgressLine
 from tuneserve_demo.tools import (
+    BUSYBOX,
     EXTERNAL,
     ROOT,
     DemoError,
@@ -86,15 +87,15 @@ def demo() -> None:
 
     headline("Questions")
     recorded = artifacts.evaluation(kubectl, finetune)
-    api = answers.client(kubectl, NAME)
-    for text in TEXTS:
-        say(f"? {text}")
-        print("  ", end="", flush=True)
-        messages = artifacts.like(recorded.questions[0], text)
-        answers.stream(api, model=NAME, messages=messages, max_tokens=recorded.max_tokens)
+    with answers.endpoint(kubectl, NAME) as api:
+        for text in TEXTS:
+            say(f"? {text}")
+            print("  ", end="", flush=True)
+            messages = artifacts.like(recorded.questions[0], text)
+            answers.stream(api, model=NAME, messages=messages, max_tokens=recorded.max_tokens)
 
-    headline(f"What was evaluated is what is served: {ASKED} test rows, asked again")
-    check(api, recorded)
+        headline(f"What was evaluated is what is served: {ASKED} test rows, asked again")
+        check(api, recorded)
 
 
 def load(kubectl: Kubectl) -> None:
@@ -104,8 +105,8 @@ def load(kubectl: Kubectl) -> None:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
     for claim, part in (("smollm2", "base"), ("tweets", "data")):
-        words = python(ROOT / "examples/load", "--namespace", NAMESPACE, "--claim", claim, directory / part)
-        run(*words, failure=f"the claim {claim} could not be filled")
+        words = ["--namespace", NAMESPACE, "--claim", claim, "--image", BUSYBOX, directory / part]
+        run(*python(ROOT / "examples/load", *words), failure=f"the claim {claim} could not be filled")
 
 
 def cache() -> Path:

@@ -12,6 +12,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXTERNAL = os.environ.get("CLUSTER") == "external"
+# For pods that read and write claims; the cluster of this repository has its own, since it reaches no registry.
+BUSYBOX = os.environ.get("TUNESERVE_BUSYBOX") or ("busybox:stable" if EXTERNAL else "cluster.tuneserve.dev/busybox:1")
 Object = dict[str, Any]
 
 
