@@ -105,7 +105,7 @@ def load(kubectl: Kubectl) -> None:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
     for claim, part in (("smollm2", "base"), ("tweets", "data")):
-        words = ["--namespace", NAMESPACE, "--claim", claim, "--image", BUSYBOX, directory / part]
+        words: list[str | Path] = ["--namespace", NAMESPACE, "--claim", claim, "--image", BUSYBOX, directory / part]
         run(*python(ROOT / "examples/load", *words), failure=f"the claim {claim} could not be filled")
 
 
