@@ -1,6 +1,6 @@
 """Which tests share a worker: those of one folder share its clusters, and the real node is one for all.
 
-`pytest -n 2 --dist loadgroup --no-loadscope-reorder` runs the folders beside each other, the longest first.
+With `-n 2 --dist loadgroup --no-loadscope-reorder` the folders run beside each other, the longest first.
 """
 
 from pathlib import Path
