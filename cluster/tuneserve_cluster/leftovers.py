@@ -42,6 +42,20 @@ def assert_unmounted(cluster: Cluster) -> None:
         )
 
 
+def own_namespaces(cluster: Cluster) -> frozenset[str]:
+    """Its namespaces, but those whose number the kernel has since given to another cluster.
+
+    That happens when a cluster died with the machine and was never told to go down.
+    """
+    own = cluster.namespaces_file
+    if not own.exists():
+        return frozenset()
+    began = own.stat().st_mtime
+    later = [file for file in own.parent.parent.glob(f"*/{own.name}") if file.stat().st_mtime > began]
+    taken = {inode for file in later for inode in json.loads(file.read_text())}
+    return frozenset(json.loads(own.read_text())) - taken
+
+
 @dataclass(frozen=True)
 class Traces:
     """What to look for; gathered before `down`, since it lies in the state that `down` removes."""
@@ -55,10 +69,8 @@ class Traces:
     @staticmethod
     def of(cluster: Cluster) -> Traces:
         interface = cluster.plan.interface if cluster.plan_file.exists() else None
-        recorded = cluster.state / "namespaces.json"
-        namespaces = frozenset(json.loads(recorded.read_text())) if recorded.exists() else frozenset[str]()
         ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
-        return Traces(cluster, interface, namespaces, ticks)
+        return Traces(cluster, interface, own_namespaces(cluster), ticks)
 
     def left(self) -> list[str]:
         """Sentences about what is left, after the moment that the kernel needs to clean up."""

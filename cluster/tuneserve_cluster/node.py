@@ -101,7 +101,7 @@ class Node:
     def _write_namespaces(self, holder: Process) -> None:
         """Their inode numbers, by which `down` checks that nothing lives in them any more."""
         inodes = [Path(f"/proc/{holder.pid}/ns/{kind}").readlink().name for kind in NAMESPACES]
-        (self.cluster.state / "namespaces.json").write_text(json.dumps(inodes))
+        self.cluster.namespaces_file.write_text(json.dumps(inodes))
 
     def _connect(self, holder: Process) -> None:
         plan, ip = self.cluster.plan, program("ip")

@@ -77,6 +77,11 @@ class Cluster:
         return self.state / "bin"
 
     @property
+    def namespaces_file(self) -> Path:
+        """The namespaces that the running cluster has, as /proc names them (a JSON list)."""
+        return self.state / "namespaces.json"
+
+    @property
     def logs(self) -> Path:
         return self.state / "log"
 

@@ -100,7 +100,7 @@ def test_images_of_a_profile_win(helm: Helm) -> None:
             "nvidia",
         ),
     ],
-    ids=str,
+    ids=lambda given: "" if callable(given) else str(given),
 )
 def test_a_value_reaches_the_operator(
     helm: Helm, values: Object, look: Callable[[OperatorConfig], Any], expected: object

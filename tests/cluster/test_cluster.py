@@ -271,7 +271,8 @@ def test_down_leaves_nothing_and_the_images_are_there_at_the_next_up(tmp_path: P
     interface, routes = CLUSTER.plan.interface, (CLUSTER.plan.pods, CLUSTER.plan.services)
     cluster("down")
     assert not with_word(str(CLUSTER.state) + "/")
-    assert not leftovers.mounts_below(CLUSTER.cache)
+    assert not leftovers.mounts_below(CLUSTER.state)
+    assert not leftovers.mounts_below(CLUSTER.image_store)
     assert not cgroups.left(CLUSTER.cgroup)
     assert not Path("/sys/class/net", interface).exists()
     table = subprocess.run([program("ip"), "route"], capture_output=True, text=True, check=True).stdout

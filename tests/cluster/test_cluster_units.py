@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from ipaddress import IPv4Network
 from itertools import combinations
@@ -17,6 +18,7 @@ from tuneserve_cluster.build import parts, source_hash
 from tuneserve_cluster.errors import ClusterError
 from tuneserve_cluster.images import Layer, Layout
 from tuneserve_cluster.kwok import fake_node
+from tuneserve_cluster.leftovers import own_namespaces
 from tuneserve_cluster.settings import Cluster, write_if_changed
 
 
@@ -38,6 +40,16 @@ def test_routes_are_read_without_the_default_route() -> None:
     lines = ["default via 192.0.2.1 dev eth0", "10.200.0.0/24 dev x", "local 127.0.0.1 dev lo table local"]
     said = "\n".join([*lines, "unreachable 10.9.0.0/16"])
     assert parse_routes(said) == [IPv4Network("10.200.0.0/24"), IPv4Network("127.0.0.1/32"), IPv4Network("10.9.0.0/16")]
+
+
+def test_a_namespace_number_that_another_cluster_got_later_is_not_its_own(tmp_path: Path) -> None:
+    died, lives = (Cluster(name, tmp_path) for name in ("died", "lives"))
+    for cluster, began, inodes in ((died, 100, ["net:[1]", "mnt:[2]"]), (lives, 200, ["net:[1]", "mnt:[3]"])):
+        cluster.state.mkdir(parents=True)
+        cluster.namespaces_file.write_text(json.dumps(inodes))
+        os.utime(cluster.namespaces_file, (began, began))
+    assert own_namespaces(died) == {"mnt:[2]"}
+    assert own_namespaces(lives) == {"net:[1]", "mnt:[3]"}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,9 @@ def second(operator: OperatorProcess, kubeconfig: Path, tmp_path: Path) -> Itera
 # --- at rest ----------------------------------------------------------------------------------------------------------
 
 
-def test_objects_at_rest_cause_no_writes(kubectl: Kubectl, operator: OperatorProcess) -> None:
+def test_objects_at_rest_cause_no_writes(admin: Kubectl, kubectl: Kubectl, operator: OperatorProcess) -> None:
+    # The operator's writes are counted for all namespaces: those of the tests before must be gone.
+    admin.wait_gone("namespaces", field="status.phase=Terminating")
     with StagePlayer(kubectl):
         tuned(kubectl)
         kubectl.apply(modelserve("lost", finetune="nobody"), modelserve("typo", finetune="mood", export="x"))

@@ -44,7 +44,7 @@ CSV = 'text,label\n"one, two",a\n"say ""so""\nagain",b\n'
     [
         ("rows.jsonl", jsonl(ROWS)),
         ("rows.ndjson", jsonl(ROWS)),
-        ("rows.jsonl.gz", gzip.compress(jsonl(ROWS).encode())),
+        ("rows.jsonl.gz", gzip.compress(jsonl(ROWS).encode(), mtime=0)),
         ("rows.jsonl", "\ufeff" + jsonl(ROWS)),
         ("rows.jsonl", jsonl(ROWS).replace("\n", "\r\n")),
         ("rows.jsonl", "\n" + jsonl(ROWS).rstrip()),
@@ -52,7 +52,7 @@ CSV = 'text,label\n"one, two",a\n"say ""so""\nagain",b\n'
         ("rows.json", json.dumps(ROWS, indent=2)),
         ("rows.json", jsonl(ROWS)),
         ("rows.csv", CSV),
-        ("rows.csv.gz", gzip.compress(CSV.encode())),
+        ("rows.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("rows.csv", CSV.replace(",", ";").replace("one; two", "one, two")),
         ("rows.tsv", CSV.replace(",", "\t").replace("one\t two", "one, two")),
         ("rows.csv", "\ufeff" + CSV.replace("\n", "\r\n").replace('"\r\nagain', '"\nagain')),

@@ -44,8 +44,8 @@ class Kubectl:
         text = self.run("get", kind, name, "--ignore-not-found", "-o", "json")
         return json.loads(text) if text.strip() else None
 
-    def list(self, kind: str, *, selector: str = "") -> list[Object]:
-        return json.loads(self.run("get", kind, "-l", selector, "-o", "json"))["items"]
+    def list(self, kind: str, *, selector: str = "", field: str = "") -> list[Object]:
+        return json.loads(self.run("get", kind, "-l", selector, "--field-selector", field, "-o", "json"))["items"]
 
     def patch(self, kind: str, name: str, patch: Object, *, subresource: str = "") -> None:
         extra = [f"--subresource={subresource}"] if subresource else []
@@ -68,9 +68,9 @@ class Kubectl:
                 raise AssertionError(f"{kind} {name} did not get there in {timeout:.0f} s:\n{self.describe(found)}")
             time.sleep(interval)
 
-    def wait_gone(self, kind: str, *, selector: str, timeout: float = 120) -> None:
+    def wait_gone(self, kind: str, *, selector: str = "", field: str = "", timeout: float = 120) -> None:
         deadline = time.monotonic() + timeout
-        while left := self.list(kind, selector=selector):
+        while left := self.list(kind, selector=selector, field=field):
             names = ", ".join(item["metadata"]["name"] for item in left)
             assert time.monotonic() < deadline, f"still there after {timeout:.0f} s: {names}"
             time.sleep(0.5)
