@@ -67,6 +67,9 @@ def _pod_spec(*, modelserve: ModelServe, version: ServedVersion, profile: Profil
     spec: dict[str, Any] = {
         **pod_defaults(),
         "terminationGracePeriodSeconds": server.GRACE_SECONDS,
+        # Process 1 of a PID namespace gets no signal that it does not handle: a server told to end while it still
+        # loads would hold its GPU for the whole grace period.
+        "shareProcessNamespace": True,
         "containers": [server.container(modelserve=modelserve, version=version, profile=profile)],
         "volumes": server.volumes(version),
         # A wish only: a claim of one node keeps all replicas there.
