@@ -30,7 +30,7 @@ demo: env ## Train, evaluate and serve a real model on a real cluster, from noth
 .PHONY: test
 test: env lint ## Run all tests; builds and starts what they need
 	@cluster/cluster build
-	@$(PYTEST) tests --durations=15
+	@$(PYTEST) tests -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
 
 .PHONY: lint
 lint: env ## ruff, mypy, import-linter, and that generated files are fresh

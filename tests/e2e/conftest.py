@@ -40,7 +40,7 @@ def cluster_command() -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def system(installed: None, cluster_command: tuple[str, ...]) -> Kubectl:
     """The operator's namespace."""
-    return Kubectl(command=cluster_command, namespace=SYSTEM)
+    return Kubectl(command=cluster_command, namespace=SYSTEM, pause=2)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def loaded(installed: None, cluster_command: tuple[str, ...], material: dict[str, Path]) -> Iterator[Kubectl]:
     """A namespace that enforces the restricted pod security standard, with the claims `tiny` and `data`."""
-    kubectl = Kubectl(command=cluster_command, namespace=NAMESPACE)
+    kubectl = Kubectl(command=cluster_command, namespace=NAMESPACE, pause=2)
     kubectl.run("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})

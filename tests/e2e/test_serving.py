@@ -29,7 +29,8 @@ class Load:
     failures: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        while not self.stop.is_set():
+        # A pause, or the old server takes the two cores that the new one needs to start.
+        while not self.stop.wait(0.3):
             try:
                 stream = self.client.chat.completions.create(
                     model=self.model,

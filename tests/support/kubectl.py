@@ -20,6 +20,8 @@ class Kubectl:
 
     command: tuple[str, ...] = ("kubectl",)
     namespace: str
+    pause: float = 0.5
+    """Seconds between two looks: each costs as much as a kubectl does."""
 
     def run(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
         done = subprocess.run(
@@ -55,9 +57,7 @@ class Kubectl:
         extra = [] if grace_seconds is None else [f"--grace-period={grace_seconds}"]
         self.run("delete", kind, name, "--ignore-not-found", f"--wait={str(wait).lower()}", *extra)
 
-    def wait(
-        self, kind: str, name: str, until: Callable[[Object], bool], *, timeout: float = 120, interval: float = 0.5
-    ) -> Object:
+    def wait(self, kind: str, name: str, until: Callable[[Object], bool], *, timeout: float = 120) -> Object:
         """The object, as soon as `until` holds; AssertionError with its conditions and pods when it never does."""
         deadline = time.monotonic() + timeout
         while True:
@@ -66,14 +66,14 @@ class Kubectl:
                 return found
             if time.monotonic() > deadline:
                 raise AssertionError(f"{kind} {name} did not get there in {timeout:.0f} s:\n{self.describe(found)}")
-            time.sleep(interval)
+            time.sleep(self.pause)
 
     def wait_gone(self, kind: str, *, selector: str = "", field: str = "", timeout: float = 120) -> None:
         deadline = time.monotonic() + timeout
         while left := self.list(kind, selector=selector, field=field):
             names = ", ".join(item["metadata"]["name"] for item in left)
             assert time.monotonic() < deadline, f"still there after {timeout:.0f} s: {names}"
-            time.sleep(0.5)
+            time.sleep(self.pause)
 
     def describe(self, found: Object | None) -> str:
         lines = ["(not found)"] if found is None else [json.dumps(found.get("status", {}), indent=1)]
