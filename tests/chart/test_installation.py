@@ -137,10 +137,13 @@ def test_kinds_that_are_not_kept_go_with_the_release(install: Install, helm: Hel
 
 def _live_through_everything(team: Kubectl, operator: OperatorProcess) -> None:
     """Each kind of object is made, changed and removed once."""
+    team.apply(_quota())
+    team.wait("resourcequota", "no-pods", lambda quota: "hard" in quota.get("status", {}))
     team.apply(_claim("base-model"), _rows(ROWS), _finetune())
     first = _eventually(lambda: team.list("jobs"), bool)[0]["metadata"]["name"]
-    # The claim gets no volume here, so the pod does not start, and the operator asks why.
+    # The Job gets no pod, and the operator asks why.
     _eventually(lambda: ("events", "list") in _used(operator), bool)
+    team.delete("resourcequota", "no-pods")
     # Other data is another input: its Job takes the place of the one that runs.
     team.apply(_rows(ROWS * 2))
     team.run("annotate", "finetune", "reviews", "seen=again")
@@ -215,6 +218,15 @@ def _finetune() -> Object:
         "task": {"classification": {"labels": ["a", "b"]}},
     }
     return {"apiVersion": "tuneserve.dev/v1alpha1", "kind": "FineTune", "metadata": {"name": "reviews"}, "spec": spec}
+
+
+def _quota() -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "no-pods"},
+        "spec": {"hard": {"pods": "0"}},
+    }
 
 
 def _rows(text: str) -> Object:

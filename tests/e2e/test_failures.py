@@ -85,7 +85,7 @@ def test_the_operator_killed_in_every_stage_changes_nothing(kubectl: Kubectl, sy
 
 
 def test_a_deleted_training_pod_resumes_from_its_checkpoint(kubectl: Kubectl) -> None:
-    steps = 200
+    steps = 600  # so many that it still runs when the pod is deleted
     kubectl.apply(finetune("resumed", training=training(steps=steps, checkpoints={"steps": 5, "keep": 2})))
     kubectl.wait(
         "finetune",
