@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from tuneserve_images.layout import Layout, full_name
-from tuneserve_images.programs import Runner, uv_binary, uv_cache
+from tuneserve_images.programs import Runner, apart, uv_binary, uv_cache
 from tuneserve_images.recipes import DEBIAN_PACKAGES, DEBIAN_SUITE, STEPS, BuildError, Recipes, Step
 from tuneserve_images.settings import Folders
 
@@ -132,7 +132,11 @@ class Builder:
 
     def _store_names(self) -> set[str]:
         done = subprocess.run(
-            self._command("images", "--json"), env=self._environment(), capture_output=True, text=True, check=False
+            apart(self._command("images", "--json")),
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise BuildError(f"buildah cannot read its store: {done.stderr.strip()}")

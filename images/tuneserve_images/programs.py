@@ -55,6 +55,11 @@ def uv_cache() -> Path:
     return Path(subprocess.run(["uv", "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip())
 
 
+def apart(words: Sequence[str | Path]) -> list[str]:
+    """The command in a mount namespace of its own: what it mounts goes with it."""
+    return ["unshare", "--mount", "--propagation", "private", *map(str, words)]
+
+
 class Runner:
     """Runs programs, each with a log file; `stop` ends those that run."""
 
@@ -70,13 +75,12 @@ class Runner:
         """Raises BuildError with the end of the log when the program fails."""
         file = self.logs / f"{log}.log"
         file.parent.mkdir(parents=True, exist_ok=True)
-        command = ["unshare", "--mount", "--propagation", "private", *map(str, words)]
         with file.open("ab") as output:
             with self._lock:
                 if self._stopped:
                     raise BuildError("stopped")
                 process = subprocess.Popen(
-                    command,
+                    apart(words),
                     cwd=cwd,
                     env={**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin", **(environment or {})},
                     stdin=subprocess.DEVNULL,

@@ -236,3 +236,9 @@ def test_trainer_and_server_share_the_layer_of_torch(images: dict[str, str]) -> 
     # An edit of the code moves next to nothing.
     assert trainer[-1][1] < 5e6 and layers[images["operator"]][-1][1] < 5e6
     assert sum(size for _, size in layers[images["operator"]]) < 4e8
+
+
+def test_building_leaves_no_mount(images: dict[str, str]) -> None:
+    layout = subprocess.run([ROOT / "images/build", "--layout"], check=True, capture_output=True, text=True).stdout
+    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    assert not [point for point in mounted if Path(layout.strip()).parent in Path(point).parents]
