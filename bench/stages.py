@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT / "pipeline"), str(ROOT / "tests")]
 from support.stages import Finished, Workspace  # noqa: E402
 from support.tiny import LABELS, reviews, write_jsonl, write_tiny_model  # noqa: E402
 from tuneserve_pipeline.contract import (  # noqa: E402
+    Checkpoints,
     ClaimFile,
     ClassificationTask,
     EvaluateSpec,
@@ -77,7 +78,7 @@ def measure(scratch: Path, options: argparse.Namespace) -> int:
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = f"per_process_memory_fraction:{options.cap_gib * 2**30 / total:.4f}"
     write_jsonl(scratch / "datasets/data/reviews.jsonl", reviews(900))
     space = Workspace(root=scratch, base_model=scratch / "base")
-    gpu = Runtime(device="cuda")
+    gpu = Runtime(device="cuda", checkpoints=Checkpoints(steps=10))
     rows: list[dict[str, object]] = []
 
     def run(name: str, spec: object, parents: dict[str, Finished], runtime: Runtime) -> Finished:
@@ -96,7 +97,7 @@ def measure(scratch: Path, options: argparse.Namespace) -> int:
         base_model=LocalModel(claim="base"), train=(source,), task=ClassificationTask(labels=LABELS)
     )
     prepared = run("prepare", prepare_spec, {}, Runtime(device="cpu"))
-    train_spec = TrainSpec(max_steps=options.steps, checkpoint_steps=10)
+    train_spec = TrainSpec(max_steps=options.steps)
     trained = run("train", train_spec, {"prepare": prepared}, gpu)
     merged = run("merge", MergeSpec(), {"prepare": prepared, "train": trained}, Runtime(device="cpu"))
     for target, parents in (

@@ -52,8 +52,18 @@ class CheckpointStore:
             shutil.rmtree(found.path)
         return None
 
-    def seal(self, written: Path, *, step: int) -> Checkpoint:
-        """Make what was written at `written` (on the same volume) the checkpoint of `step`, and let old ones go."""
+    def steps(self) -> list[int]:
+        """Of all checkpoints that carry a final name, newest first; whether they are whole is not looked at."""
+        return [checkpoint.step for checkpoint in self._sorted()]
+
+    def at(self, step: int) -> Checkpoint | None:
+        """The checkpoint of `step`, if it is there and whole."""
+        found = next((checkpoint for checkpoint in self._sorted() if checkpoint.step == step), None)
+        return found if found is not None and damage(found.path) is None else None
+
+    def seal(self, written: Path, *, step: int, spare: int | None = None) -> Checkpoint:
+        """Make what was written at `written` (on the same volume) the checkpoint of `step`, and let old ones go, but
+        for that of the step `spare`."""
         output.sync_tree(written)
         files = [file.model_dump() for file in output.digest_files(written)]
         output.write_text(written / SEAL, json.dumps({"step": step, "files": files}, indent=1) + "\n")
@@ -63,7 +73,8 @@ class CheckpointStore:
         written.rename(final)
         output.sync(self.directory)
         for old in self._sorted()[max(1, self.keep) :]:
-            shutil.rmtree(old.path)
+            if old.step != spare:
+                shutil.rmtree(old.path)
         return Checkpoint(path=final, step=step)
 
     def remove(self) -> None:

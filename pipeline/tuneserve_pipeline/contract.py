@@ -190,25 +190,80 @@ class PrepareSpec(Variant):
 
 
 class Scheduler(StrEnum):
+    """Course of the learning rate after the warm-up."""
+
     COSINE = "Cosine"
+    COSINE_WITH_MINIMUM = "CosineWithMinimum"
+    """Falls to a tenth of the highest rate."""
     LINEAR = "Linear"
     CONSTANT = "Constant"
+    INVERSE_SQUARE_ROOT = "InverseSquareRoot"
+    WARMUP_STABLE_DECAY = "WarmupStableDecay"
+    """Stays, and falls to 0 in the last tenth of the steps."""
+
+
+class Method(StrEnum):
+    """What is trained, and how the base is held."""
+
+    QLORA = "QLoRA"
+    LORA = "LoRA"
+    FULL = "Full"
+    IA3 = "IA3"
+    PROMPT_TUNING = "PromptTuning"
+    PREFIX_TUNING = "PrefixTuning"
+
+
+#: Methods that put virtual tokens before each prompt; they change no weight that could be merged.
+PROMPT_METHODS = frozenset({Method.PROMPT_TUNING, Method.PREFIX_TUNING})
+
+
+class Objective(StrEnum):
+    SFT = "SFT"
+    DPO = "DPO"
 
 
 class LoraSpec(Part):
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
+    rank_stabilized: bool = False
+    """Whether the scale is alpha / sqrt(rank) instead of alpha / rank."""
+    weight_decomposed: bool = False
+    """Whether the size of each weight's rows is learned apart from their direction (DoRA)."""
+    base_bits: Literal[8, 16] = 16
+    """How the base is held while LoRA is trained; QLoRA holds it in 4 bits."""
     target_modules: tuple[str, ...] = ()
     """Empty: all linear layers but the output layer."""
 
 
+class PromptSpec(Part):
+    virtual_tokens: int = 32
+    """Learned tokens before each prompt."""
+
+
+class DpoSpec(Part):
+    beta: float = 0.1
+    """How much a distance from the base model costs."""
+
+
+class EarlyStopping(Part):
+    """Ends a training whose loss on the validation rows has stopped to fall."""
+
+    patience: int
+    """Evaluations in a row without an improvement."""
+    minimum_improvement: float = 0.0
+    """A lower loss counts as an improvement if it is lower by more than this."""
+
+
 class TrainSpec(Variant):
-    """QLoRA: a base in NF4 with double quantization, LoRA adapters in 16 bits, loss on the completion only."""
+    """By default QLoRA: a base in NF4 with double quantization, LoRA adapters in 16 bits, loss on the completion."""
 
     kind: Literal["train"] = "train"
-    method: Literal["QLoRA"] = "QLoRA"
+    method: Method = Method.QLORA
+    objective: Objective = Objective.SFT
     lora: LoraSpec = LoraSpec()
+    prompt: PromptSpec = PromptSpec()
+    dpo: DpoSpec = DpoSpec()
     epochs: float | None = None
     max_steps: int | None = None
     """One of `epochs` and `max_steps`; neither: three epochs."""
@@ -221,8 +276,13 @@ class TrainSpec(Variant):
     """Rows in one optimizer step, however they are spread over micro-batches."""
     max_sequence_length: int = 2048
     seed: int = 42
-    checkpoint_steps: int = 50
-    checkpoint_keep: int = 2
+    neftune_alpha: float = 0.0
+    """Scale of the noise on the embeddings while training; 0: none."""
+    evaluation_steps: int | None = None
+    """Optimizer steps between two losses on the validation rows; the weights with the lowest one are put out.
+    None: the weights of the last step are."""
+    early_stopping: EarlyStopping | None = None
+    """Needs `evaluation_steps`."""
 
 
 class MergeSpec(Variant):
@@ -249,12 +309,22 @@ class EvaluateSpec(Variant):
 StageSpec = Annotated[PrepareSpec | TrainSpec | MergeSpec | EvaluateSpec, Field(discriminator="kind")]
 
 
+class Checkpoints(Part):
+    """What a run can be resumed from."""
+
+    steps: int = 50
+    """Optimizer steps between two of them."""
+    keep: int = 2
+    """Newest ones that stay."""
+
+
 class Runtime(Part):
     """Where a stage runs. Not part of the input hash: another node or another plan changes no result's identity."""
 
     device: Literal["cuda", "cpu"] = "cuda"
     micro_batch_size: int | None = None
     """Rows at a time on the device; none: the stage chooses."""
+    checkpoints: Checkpoints = Checkpoints()
     hub_endpoint: str | None = None
     """Base URL of the hub; none: the library's default."""
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from tuneserve_pipeline.contract import TrainSpec
 
 DEFAULT_EPOCHS = 3.0
+#: Share of the steps in which a learning rate that was held falls at the end.
+DECAY_SHARE = 0.1
 #: Tokens, with padding, that go through the device at once when nobody says otherwise.
 TOKENS_AT_A_TIME = {"cpu": 4096, "cuda": 8192}
 #: Global batches among which rows of like length are brought together: little padding, and still much chance.
@@ -25,6 +27,8 @@ class Recipe:
     steps: int
     """Optimizer steps in all."""
     warmup_steps: int
+    decay_steps: int
+    """At the end, where the scheduler holds the learning rate until then."""
     micro_batch_size: int
     """Rows at a time on the device."""
     accumulation: int
@@ -47,9 +51,11 @@ def make_recipe(spec: TrainSpec, *, lengths: Sequence[int], device: str, micro_b
         global_batch_size=spec.global_batch_size,
         wanted=micro_batch_size or max(1, TOKENS_AT_A_TIME[device] // max(lengths)),
     )
+    warmup = min(math.ceil(spec.warmup_ratio * steps), steps)
     return Recipe(
         steps=steps,
-        warmup_steps=min(math.ceil(spec.warmup_ratio * steps), steps),
+        warmup_steps=warmup,
+        decay_steps=min(math.ceil(DECAY_SHARE * steps), steps - warmup),
         micro_batch_size=micro,
         accumulation=spec.global_batch_size // micro,
     )

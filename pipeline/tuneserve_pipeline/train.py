@@ -9,9 +9,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneserve_pipeline import course
 from tuneserve_pipeline.checkpoints import Checkpoint, CheckpointStore
 from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, TrainSpec
-from tuneserve_pipeline.errors import Interrupted, InvalidConfig
+from tuneserve_pipeline.errors import Interrupted, InvalidConfig, StageFailure
 from tuneserve_pipeline.machine import configure_process
 from tuneserve_pipeline.recipe import make_recipe
 from tuneserve_pipeline.rows import Row, read_rows
@@ -44,35 +45,46 @@ def run(job: StageRun) -> StageResult:
     validation = read_rows(
         prepared / "validation.jsonl", template=model.template, tokenizer=model.tokenizer, limit=EVALUATION_ROWS
     )
+    if spec.evaluation_steps and not validation:
+        raise InvalidConfig(
+            reason="NoValidationRows",
+            message="spec.training.evaluationSteps: there are no validation rows to take a loss over; give sources in "
+            "spec.dataset.validation, raise spec.dataset.split.validation, or leave evaluationSteps out",
+        )
     return _train(job, spec=spec, model=model, rows=rows, validation=validation)
 
 
 def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], validation: list[Row]) -> StageResult:
     # Late: a wrong row is told before the seconds that these take.
+    from tuneserve_pipeline import methods
     from tuneserve_pipeline import trainer as training
     from tuneserve_pipeline.callbacks import CheckpointKeeper, ProgressReporter
 
-    device = job.config.runtime.device
+    runtime = job.config.runtime
     recipe = make_recipe(
         spec,
         lengths=[len(row.input_ids) for row in rows],
-        device=device,
-        micro_batch_size=job.config.runtime.micro_batch_size,
+        device=runtime.device,
+        micro_batch_size=runtime.micro_batch_size,
     )
-    store = CheckpointStore(directory=job.partial / "checkpoints", keep=spec.checkpoint_keep)
-    checkpoint = store.newest()
-    reporter = ProgressReporter(job.progress)
-    _check_device(device)
+    store = CheckpointStore(directory=job.partial / "checkpoints", keep=runtime.checkpoints.keep)
+    checkpoint = resumable(store)
+    reporter = ProgressReporter(job.progress, store=store)
+    keeper = CheckpointKeeper(store=store, interrupted=job.interrupted, stopping=spec.early_stopping)
+    _check_device(runtime.device)
     trainer = training.make_trainer(
-        model=training.load_quantized(model.path, device=device),
+        training.Setting(
+            spec=spec,
+            recipe=recipe,
+            device=runtime.device,
+            aside=store.aside,
+            checkpoint_steps=runtime.checkpoints.steps,
+            callbacks=[reporter, keeper],
+        ),
+        model=methods.load_base(model.path, spec=spec, device=runtime.device),
         tokenizer=load_tokenizer(model),
-        spec=spec,
-        recipe=recipe,
-        device=device,
         rows=rows,
         validation=validation,
-        aside=store.aside,
-        callbacks=[reporter, CheckpointKeeper(store=store, interrupted=job.interrupted)],
     )
     log.info(
         "%d rows, %d steps of %d rows (%d at a time), activations are %s",
@@ -84,25 +96,46 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
     )
     if job.interrupted.is_set():  # while the model was loaded: nothing is lost
         raise Interrupted
-    _run_steps(trainer, checkpoint=checkpoint, steps=recipe.steps)
+    _run_steps(trainer, spec=spec, checkpoint=checkpoint, steps=recipe.steps)
+    history = trainer.state.log_history
     if job.interrupted.is_set():
         raise Interrupted
-    metrics = {"loss": final_loss([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])}
-    if validation:
+    metrics = {"loss": course.final_loss(course.losses(history))}
+    lowest = course.best(course.evaluations(history))
+    if lowest is not None:
+        _restore(trainer, lowest, store=store)
+        metrics["evalLoss"] = lowest.loss
+    elif validation:
         metrics["evalLoss"] = float(trainer.evaluate()["eval_loss"])
     if reporter.tokens_per_second is not None:
         metrics["tokensPerSecond"] = round(reporter.tokens_per_second, 1)
     write_adapter(trainer, model=model, target=job.partial / ADAPTER_DIRECTORY)
-    _write_log(training.log_of(trainer.state.log_history), job.partial / LOG_FILE)
+    _write_log(course.log_of(trainer.state.log_history), job.partial / LOG_FILE)
     store.remove()
-    return StageResult(
-        metrics=metrics,
-        facts={
-            "steps": str(trainer.state.global_step),
-            "resumedFromStep": str(checkpoint.step if checkpoint else 0),
-            "tokens": str(int(trainer.state.num_input_tokens_seen)),
-        },
-    )
+    facts = {
+        "steps": str(trainer.state.global_step),
+        "resumedFromStep": str(checkpoint.step if checkpoint else 0),
+        "tokens": str(int(trainer.state.num_input_tokens_seen)),
+    }
+    if lowest is not None:
+        facts["bestStep"] = str(lowest.step)
+    return StageResult(metrics=metrics, facts=facts)
+
+
+def resumable(store: CheckpointStore) -> Checkpoint | None:
+    """The newest checkpoint that is whole, and whose best weights are there too."""
+    while (newest := store.newest()) is not None:
+        lowest = course.best(course.evaluations(_history(newest)))
+        if lowest is None or lowest.step == newest.step or store.at(lowest.step) is not None:
+            return newest
+        log.warning("the checkpoint of step %d is removed: that of step %d is lost", newest.step, lowest.step)
+        shutil.rmtree(newest.path)
+    return None
+
+
+def _history(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    state = json.loads((checkpoint.path / "trainer_state.json").read_text(encoding="utf-8"))
+    return list(state["log_history"])
 
 
 def _check_device(device: str) -> None:
@@ -116,14 +149,15 @@ def _check_device(device: str) -> None:
         )
 
 
-def _run_steps(trainer: "CompletionTrainer", *, checkpoint: Checkpoint | None, steps: int) -> None:
+def _run_steps(trainer: "CompletionTrainer", *, spec: TrainSpec, checkpoint: Checkpoint | None, steps: int) -> None:
     from transformers import TrainerState
 
     if checkpoint is None:
         trainer.train()
         return
     log.info("resuming from the checkpoint of step %d of %d", checkpoint.step, steps)
-    if checkpoint.step < steps:
+    found = course.evaluations(_history(checkpoint))
+    if checkpoint.step < steps and not course.is_exhausted(found, stopping=spec.early_stopping):
         trainer.train(resume_from_checkpoint=str(checkpoint.path))
         return
     # The library would train one step too many: all that is missing is what follows the steps.
@@ -131,10 +165,19 @@ def _run_steps(trainer: "CompletionTrainer", *, checkpoint: Checkpoint | None, s
     trainer.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
 
 
-def final_loss(losses: list[float]) -> float:
-    """Mean over the last tenth of the steps: that of the last step alone is its rows' luck."""
-    last = losses[-max(1, len(losses) // 10) :]
-    return sum(last) / len(last)
+def _restore(trainer: "CompletionTrainer", lowest: course.Evaluation, *, store: CheckpointStore) -> None:
+    """Puts back the weights of the lowest validation loss, unless they are those of the last step."""
+    if lowest.step == trainer.state.global_step:
+        return
+    checkpoint = store.at(lowest.step)
+    if checkpoint is None:
+        raise StageFailure(
+            reason="CheckpointDamaged",
+            message=f"the checkpoint of step {lowest.step}, the best one, cannot be read back from the volume: run "
+            "the stage again, it goes on from the one before",
+        )
+    log.info("the weights of step %d are put out: their validation loss is the lowest", lowest.step)
+    trainer._load_from_checkpoint(str(checkpoint.path))
 
 
 def write_adapter(trainer: "CompletionTrainer", *, model: Base, target: Path) -> None:

@@ -1,25 +1,22 @@
-"""QLoRA with TRL's trainer: one path for CPU and GPU, and what it must not lose or spend.
+"""Training with TRL's trainers: one path for CPU and GPU, and what it must not lose or spend.
 
 Three things are ours: only positions with a label reach the output layer (off a GPU the library projects every token
-onto the whole vocabulary, a third of a step), rows of like length come together, and a loss that is no number ends the
-run before a checkpoint keeps it.
+onto the whole vocabulary, a third of a step), rows of like length come together, and a checkpoint gives back exactly
+what was trained.
 """
 
 import errno
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from datasets import Dataset
-from peft import LoraConfig, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch.utils.data import Sampler
 from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -27,50 +24,35 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from tuneserve_pipeline.contract import Scheduler, TrainSpec
+from tuneserve_pipeline import methods
+from tuneserve_pipeline.contract import Method, Scheduler, TrainSpec
 from tuneserve_pipeline.errors import InvalidConfig
 from tuneserve_pipeline.machine import memory_available
 from tuneserve_pipeline.recipe import Recipe, Shape, keeps_activations, row_order
 from tuneserve_pipeline.rows import IGNORED, Row
 
-_SCHEDULERS = {
+SCHEDULERS = {
     Scheduler.COSINE: "cosine",
+    Scheduler.COSINE_WITH_MINIMUM: "cosine_with_min_lr",
     Scheduler.LINEAR: "linear",
     Scheduler.CONSTANT: "constant_with_warmup",
+    Scheduler.INVERSE_SQUARE_ROOT: "inverse_sqrt",
+    Scheduler.WARMUP_STABLE_DECAY: "warmup_stable_decay",
 }
+#: Share of the highest learning rate at which `CosineWithMinimum` ends.
+_MINIMUM_RATE = 0.1
 
 
-class CompletionTrainer(SFTTrainer):
-    """SFTTrainer on rows that are tokens and labels already."""
+class Steady:
+    """What all trainers have in common: the order of rows, and checkpoints that a run goes on from exactly."""
 
     def __init__(self, *, lengths: Sequence[int], global_batch_size: int, **given: Any) -> None:
         self._lengths = lengths
         self._global_batch_size = global_batch_size
-        self._supervised: torch.Tensor | None = None
         super().__init__(**given)
-        self.model.get_base_model().base_model.register_forward_hook(self._keep_supervised)
-
-    def _keep_supervised(self, module: torch.nn.Module, inputs: Any, outputs: Any) -> Any:
-        if self._supervised is not None:
-            outputs.last_hidden_state = outputs.last_hidden_state[self._supervised].unsqueeze(0)
-        return outputs
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        # A position predicts the token after it.
-        targets = functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
-        self._supervised = targets != IGNORED
-        inputs["shift_labels"] = targets[self._supervised].unsqueeze(0)
-        try:
-            return super().compute_loss(model, inputs, *arguments, **options)
-        finally:
-            self._supervised = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # The library's way turns bfloat16 adapters into fp32 ones: another course than that of an undisturbed run.
-        weights = load_file(Path(resume_from_checkpoint) / "adapter_model.safetensors")
-        result = set_peft_model_state_dict(self.model if model is None else model, weights)
-        if result.unexpected_keys:
-            raise ValueError(f"{resume_from_checkpoint} holds weights of another adapter: {result.unexpected_keys[:3]}")
+        methods.load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
@@ -83,6 +65,43 @@ class CompletionTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return LikeLengths(lengths=self._lengths, batch=self._global_batch_size, seed=self.args.seed)
+
+
+class CompletionTrainer(Steady, SFTTrainer):
+    """SFTTrainer on rows that are tokens and labels already."""
+
+    def __init__(self, **given: Any) -> None:
+        self._supervised: torch.Tensor | None = None
+        super().__init__(**given)
+        methods.plain_model(self.model).base_model.register_forward_hook(self._keep_supervised)
+
+    def _keep_supervised(self, module: torch.nn.Module, inputs: Any, outputs: Any) -> Any:
+        if self._supervised is not None:
+            tokens = outputs.last_hidden_state[:, -self._supervised.shape[1] :]  # virtual ones stand before them
+            outputs.last_hidden_state = tokens[self._supervised].unsqueeze(0)
+        return outputs
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        # A position predicts the token after it.
+        targets = functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
+        self._supervised = targets != IGNORED
+        inputs["shift_labels"] = targets[self._supervised].unsqueeze(0)
+        if not self.model.training:
+            # The library takes the mean over batches, weighted by their rows; so it is one over tokens, and the
+            # same for batches of any size.
+            num_items_in_batch = len(targets) * self._tokens_per_row
+        try:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self._supervised = None
+
+    @property
+    def _tokens_per_row(self) -> float:
+        """Supervised tokens in a row of the validation data, on average."""
+        counts = [sum(label != IGNORED for label in labels[1:]) for labels in self.eval_dataset["labels"]]
+        return sum(counts) / len(counts)
 
 
 class LikeLengths(Sampler[int]):
@@ -102,125 +121,117 @@ class LikeLengths(Sampler[int]):
         return len(self._lengths)
 
 
-def load_quantized(path: Path, *, device: str) -> PreTrainedModel:
-    """The base in NF4 with double quantization; what is not quantized, and all arithmetic, in bfloat16."""
-    # It asks for a package that would fetch compiled code from the hub.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=torch.bfloat16,
-        device_map={"": "cuda:0" if device == "cuda" else "cpu"},
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        ),
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-    return model
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where and how a training runs, without what it learns from."""
+
+    spec: TrainSpec
+    recipe: Recipe
+    device: str
+    aside: Path
+    """Checkpoints are written below it."""
+    checkpoint_steps: int
+    callbacks: Sequence[TrainerCallback]
 
 
 def make_trainer(
+    setting: Setting,
     *,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    spec: TrainSpec,
-    recipe: Recipe,
-    device: str,
     rows: Sequence[Row],
     validation: Sequence[Row],
-    aside: Path,
-    callbacks: Sequence[TrainerCallback],
 ) -> CompletionTrainer:
-    """A trainer that writes its checkpoints below `aside`; raises `InvalidConfig` for layers the model lacks."""
+    """Raises `InvalidConfig` for layers the model lacks."""
     lengths = [len(row.input_ids) for row in rows]
-    layers = linear_layers(model)
-    keeps = keeps_activations(
-        shape=shape_of(model), tokens=recipe.micro_batch_size * max(lengths), free_bytes=free_memory(device)
-    )
     arguments = SFTConfig(
-        output_dir=str(aside),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.micro_batch_size,
-        per_device_eval_batch_size=recipe.micro_batch_size,
-        gradient_accumulation_steps=recipe.accumulation,
-        learning_rate=spec.learning_rate,
-        lr_scheduler_type=_SCHEDULERS[spec.scheduler],
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_gradient_norm,
-        optim="paged_adamw_8bit",
-        seed=spec.seed,
-        # Base and adapters are bfloat16 themselves; autocast would only cast them again.
-        bf16=False,
-        gradient_checkpointing=not keeps,
+        **common_arguments(setting, model=model, longest=max(lengths), evaluates=bool(validation)),
         max_length=None,  # rows are measured already, and none is cut
         packing=False,
-        save_strategy="steps",
-        save_steps=spec.checkpoint_steps,
-        save_total_limit=None,  # the store removes old ones
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
-        dataloader_pin_memory=device == "cuda",
-        disable_tqdm=True,
-        report_to=[],
-        use_cpu=device == "cpu",
     )
-    try:
+    with told_layers(setting.spec, model=model):
         trainer = CompletionTrainer(
             lengths=lengths,
-            global_batch_size=spec.global_batch_size,
+            global_batch_size=setting.spec.global_batch_size,
             model=model,
             args=arguments,
             train_dataset=to_dataset(rows),
             eval_dataset=to_dataset(validation) if validation else None,
             processing_class=tokenizer,
-            peft_config=lora_config(spec, layers=layers),
-            callbacks=list(callbacks),
+            peft_config=methods.adapter_config(setting.spec, model=model),
+            callbacks=list(setting.callbacks),
         )
-    except ValueError as error:
-        if spec.lora.target_modules and any(
-            sign in str(error) for sign in ("arget modules", "arget_modules", "lm_head")
-        ):
-            raise InvalidConfig(
-                reason="TargetModulesInvalid",
-                message=f"spec.lora.targetModules {', '.join(spec.lora.target_modules)}: {error}. The model has these "
-                f"linear layers: {', '.join(layers)}",
-            ) from error
-        raise
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def lora_config(spec: TrainSpec, *, layers: Sequence[str]) -> LoraConfig:
-    """`layers`: names of all linear layers."""
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=spec.lora.rank,
-        lora_alpha=spec.lora.alpha,
-        lora_dropout=spec.lora.dropout,
-        # By short names, as servers know them; "all-linear" would list each layer's path.
-        target_modules=list(spec.lora.target_modules or layers),
-    )
+def common_arguments(setting: Setting, *, model: PreTrainedModel, longest: int, evaluates: bool) -> dict[str, Any]:
+    """Arguments of any of the library's trainers; `longest` is the longest row in tokens."""
+    spec, recipe, device = setting.spec, setting.recipe, setting.device
+    tokens = recipe.micro_batch_size * longest
+    keeps = keeps_activations(shape=shape_of(model), tokens=tokens, free_bytes=free_memory(device))
+    return {
+        "output_dir": str(setting.aside),
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": recipe.micro_batch_size,
+        "per_device_eval_batch_size": recipe.micro_batch_size,
+        "gradient_accumulation_steps": recipe.accumulation,
+        "learning_rate": spec.learning_rate,
+        "lr_scheduler_type": SCHEDULERS[spec.scheduler],
+        "lr_scheduler_kwargs": scheduler_options(spec.scheduler, recipe=recipe),
+        "warmup_steps": recipe.warmup_steps,
+        "weight_decay": spec.weight_decay,
+        "max_grad_norm": spec.max_gradient_norm,
+        "neftune_noise_alpha": spec.neftune_alpha or None,
+        "optim": "paged_adamw_8bit",
+        "seed": spec.seed,
+        # Base and adapters are bfloat16 themselves; autocast would only cast them again. A full training holds the
+        # weights in fp32 and computes in bfloat16 where that is faster.
+        "bf16": spec.method is Method.FULL and device == "cuda",
+        # A prefix takes the place of the cache, which is not there when activations are computed twice.
+        "gradient_checkpointing": not keeps and spec.method is not Method.PREFIX_TUNING,
+        "eval_strategy": "steps" if evaluates and spec.evaluation_steps else "no",
+        "eval_steps": spec.evaluation_steps,
+        "save_strategy": "steps",
+        "save_steps": setting.checkpoint_steps,
+        "save_total_limit": None,  # the store removes old ones
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "dataloader_pin_memory": device == "cuda",
+        "disable_tqdm": True,
+        "report_to": [],
+        "use_cpu": device == "cpu",
+    }
+
+
+def scheduler_options(scheduler: Scheduler, *, recipe: Recipe) -> dict[str, Any] | None:
+    if scheduler is Scheduler.COSINE_WITH_MINIMUM:
+        return {"min_lr_rate": _MINIMUM_RATE}
+    if scheduler is Scheduler.WARMUP_STABLE_DECAY:
+        return {"num_decay_steps": recipe.decay_steps, "decay_type": "linear"}
+    return None
+
+
+@contextmanager
+def told_layers(spec: TrainSpec, *, model: PreTrainedModel) -> Iterator[None]:
+    """Turns what the library says of wrong target modules into a sentence with the names of those that there are."""
+    layers = methods.linear_layers(model)  # before an adapter is in it
+    try:
+        yield
+    except ValueError as error:
+        wanted = spec.lora.target_modules
+        if wanted and any(sign in str(error) for sign in ("arget modules", "arget_modules", "lm_head")):
+            raise InvalidConfig(
+                reason="TargetModulesInvalid",
+                message=f"spec.lora.targetModules {', '.join(wanted)}: {error}. The model has these "
+                f"linear layers: {', '.join(layers)}",
+            ) from error
+        raise
 
 
 def to_dataset(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
-
-
-def linear_layers(model: torch.nn.Module) -> list[str]:
-    """Names that `targetModules` may hold: the last part of each linear layer's, but for the output layer."""
-    output_layer = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return sorted(
-        {
-            name.rsplit(".", 1)[-1]
-            for name, layer in model.named_modules()
-            if isinstance(layer, torch.nn.Linear) and layer is not output_layer
-        }
-    )
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
@@ -233,14 +244,3 @@ def shape_of(model: PreTrainedModel) -> Shape:
 def free_memory(device: str) -> int:
     """Bytes that activations could take."""
     return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else memory_available()
-
-
-def log_of(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the run logged at each step, without anything that depends on the machine's speed."""
-    names = {"loss": "loss", "eval_loss": "evalLoss", "grad_norm": "gradientNorm", "learning_rate": "learningRate"}
-    kept = []
-    for entry in history:
-        values = {name: entry[key] for key, name in names.items() if key in entry}
-        if values:
-            kept.append({"step": entry["step"], "epoch": round(entry["epoch"], 6), **values})
-    return kept

@@ -206,7 +206,7 @@ FINETUNES = (
         'must be a decimal number in quotes, greater than 0 and at most 1, such as "2e-4"',
     ),
     _finetune(
-        "a scheduler in small letters", {"spec.training": {"scheduler": "cosine"}}, "scheduler", '"Cosine", "Linear"'
+        "a scheduler in small letters", {"spec.training": {"scheduler": "cosine"}}, "scheduler", '"CosineWithMinimum"'
     ),
     _finetune(
         "warm-up in steps", {"spec.training": {"warmup": "100"}}, "training.warmup", 'less than 1, such as "0.03"'
@@ -225,6 +225,37 @@ FINETUNES = (
         {"spec.training": {"maxSequenceLength": 1_000_000}},
         "training.maxSequenceLength",
         "should be less than or equal to 131072",
+    ),
+    _finetune(
+        "early stopping without a measurement",
+        {"spec.training": {"earlyStopping": {"patience": 2}}},
+        "spec.training.earlyStopping",
+        "must set evaluationSteps with earlyStopping: how often the loss is measured that shall fall",
+    ),
+    _finetune(
+        "no patience",
+        {"spec.training": {"evaluationSteps": 5, "earlyStopping": {"patience": 0}}},
+        "earlyStopping.patience",
+        "greater than or equal to 1",
+    ),
+    _finetune(
+        "a negative improvement",
+        {"spec.training": {"evaluationSteps": 5, "earlyStopping": {"minimumImprovement": "-1"}}},
+        "earlyStopping.minimumImprovement",
+        'at least 0 and at most 100, such as "0.001"',
+    ),
+    _finetune(
+        "no rows to measure on",
+        {"spec.training": {"evaluationSteps": 5}, "spec.dataset.split": {"validation": "0"}},
+        "spec.training.evaluationSteps",
+        "must have validation rows to measure the loss on: set dataset.split.validation above 0, give sources in "
+        "dataset.validation, or leave evaluationSteps out",
+    ),
+    _finetune(
+        "noise without a scale",
+        {"spec.training": {"neftuneAlpha": "0"}},
+        "spec.training.neftuneAlpha",
+        'greater than 0 and at most 100, such as "5"',
     ),
     _finetune(
         "no checkpoints",

@@ -129,7 +129,7 @@ def test_a_config_survives_its_file() -> None:
         {"kind": "unknown"},
         {"kind": "merge", "extra": 1},
         {"kind": "evaluate", "target": "Merged"},
-        {"kind": "train", "method": "Full"},
+        {"kind": "train", "method": "Everything"},
         {"kind": "prepare", "base_model": {"kind": "local"}, "train": [], "task": {"kind": "instruction"}},
     ],
 )

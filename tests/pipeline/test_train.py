@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from support.stages import Finished, Workspace
-from tuneserve_pipeline.contract import LoraSpec, Runtime, StageConfig, TrainSpec
+from tuneserve_pipeline.contract import Checkpoints, LoraSpec, Runtime, StageConfig, TrainSpec
 
 STEPS = 30
 # Two epochs and a half with dropout: order of rows and random numbers must be found again across epochs.
@@ -24,9 +24,8 @@ SPEC = TrainSpec(
     learning_rate=5e-3,
     global_batch_size=8,
     max_sequence_length=256,
-    checkpoint_steps=4,
-    checkpoint_keep=3,
 )
+CPU = Runtime(device="cpu", checkpoints=Checkpoints(steps=4, keep=3))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +41,7 @@ def trained(prepared: tuple[Workspace, Finished], tmp_path_factory: pytest.TempP
     """The run that nothing disturbed."""
     workspace, parent = prepared
     mine = Workspace(root=tmp_path_factory.mktemp("trained"), base_model=workspace.base_model)
-    finished = mine.run(mine.config(SPEC, parents={"prepare": parent}))
+    finished = mine.run(mine.config(SPEC, parents={"prepare": parent}, runtime=CPU))
     assert finished.code == 0, finished.log
     return finished
 
@@ -104,7 +103,7 @@ def test_sigterm_saves_and_the_next_run_goes_on_exactly(
     trained: Finished, prepared: tuple[Workspace, Finished], tmp_path: Path
 ) -> None:
     mine = Workspace(root=tmp_path, base_model=prepared[0].base_model)
-    config = mine.config(SPEC, parents={"prepare": prepared[1]})
+    config = mine.config(SPEC, parents={"prepare": prepared[1]}, runtime=CPU)
     process = mine.start(config)
     wait_for_checkpoint(config, process)
     process.send_signal(signal.SIGTERM)
@@ -127,7 +126,7 @@ def test_sigterm_saves_and_the_next_run_goes_on_exactly(
 
 def test_sigterm_before_the_first_step_trains_nothing(prepared: tuple[Workspace, Finished], tmp_path: Path) -> None:
     mine = Workspace(root=tmp_path, base_model=prepared[0].base_model)
-    config = mine.config(SPEC, parents={"prepare": prepared[1]})
+    config = mine.config(SPEC, parents={"prepare": prepared[1]}, runtime=CPU)
     process = mine.start(config)
     while not Path(config.output + ".partial").is_dir():
         assert process.poll() is None, process.communicate()[1]
@@ -143,7 +142,7 @@ def test_kill_while_a_checkpoint_is_written_costs_only_that_one(
     trained: Finished, prepared: tuple[Workspace, Finished], tmp_path: Path
 ) -> None:
     mine = Workspace(root=tmp_path, base_model=prepared[0].base_model)
-    config = mine.config(SPEC, parents={"prepare": prepared[1]})
+    config = mine.config(SPEC, parents={"prepare": prepared[1]}, runtime=CPU)
     process = mine.start(config)
     wait_for_checkpoint(config, process, count=2)
     aside = Path(config.output + ".partial") / "checkpoints" / "writing"
@@ -167,7 +166,7 @@ def test_all_steps_done_but_not_exported_is_not_trained_again(
     trained: Finished, prepared: tuple[Workspace, Finished], tmp_path: Path
 ) -> None:
     mine = Workspace(root=tmp_path, base_model=prepared[0].base_model)
-    config = mine.config(SPEC, parents={"prepare": prepared[1]})
+    config = mine.config(SPEC, parents={"prepare": prepared[1]}, runtime=CPU)
     # The export fails: a file lies where the adapter's directory shall be.
     blocker = Path(config.output + ".partial") / "adapter"
     blocker.parent.mkdir(parents=True)

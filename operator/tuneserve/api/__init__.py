@@ -58,7 +58,7 @@ from tuneserve.api.output import (
     Output,
     OutputClaim,
 )
-from tuneserve.api.training import Checkpoints, Lora, Method, Training
+from tuneserve.api.training import Checkpoints, EarlyStopping, Lora, Method, Training
 from tuneserve_pipeline.contract import Scheduler
 
 #: Plural names, as in the paths of the API server.
@@ -86,6 +86,7 @@ __all__ = [
     "DataType",
     "Dataset",
     "DeletionPolicy",
+    "EarlyStopping",
     "Engine",
     "Evaluation",
     "Export",

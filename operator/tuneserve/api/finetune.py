@@ -20,7 +20,7 @@ from tuneserve.api.meta import (
     SecretKey,
 )
 from tuneserve.api.output import Evaluation, Export, ExportFormat, Gate, Output
-from tuneserve.api.rules import ListMap, Part, Rule, words
+from tuneserve.api.rules import ListMap, Part, Rule, is_decimal, words
 from tuneserve.api.training import Lora, Method, Training
 
 #: Metrics that the evaluation of a task measures; the first one is the task's main metric. All are shares from 0 to 1.
@@ -112,6 +112,14 @@ class FineTuneSpec(Part):
         _only(task="instruction", path="gates", item="entry.metric", names=INSTRUCTION_METRICS),
         _only(task="classification", path="dataset.columns", item="entry", names=CLASSIFICATION_COLUMNS),
         _only(task="instruction", path="dataset.columns", item="entry", names=INSTRUCTION_COLUMNS),
+        Rule(
+            rule="!has(self.training.evaluationSteps) || has(self.dataset.validation) && "
+            f"self.dataset.validation.size() > 0 || !{is_decimal('self.dataset.split.validation')} || "
+            "double(self.dataset.split.validation) > 0.0",
+            message="must have validation rows to measure the loss on: set dataset.split.validation above 0, give "
+            "sources in dataset.validation, or leave evaluationSteps out",
+            field_path=".training.evaluationSteps",
+        ),
         Rule(
             rule="!has(self.gates) || self.gates.all(gate, !has(gate.export) || "
             "self.exports.exists(export, export.name == gate.export))",

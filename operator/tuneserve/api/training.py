@@ -38,8 +38,17 @@ class Lora(Part):
     """Names of the linear layers that get an adapter, such as q_proj. Left out: all but the output layer."""
 
 
+class EarlyStopping(Part):
+    """Ends a training whose loss on the validation rows has stopped to fall."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Measurements in a row, evaluationSteps apart, without an improvement after which the training ends."""
+    minimum_improvement: Annotated[DecimalString, decimal(at_least=0, at_most=100, example="0.001")] = "0"
+    """By how much more than this the loss must fall to count as an improvement."""
+
+
 class Checkpoints(Part):
-    """How often the training can be resumed from."""
+    """How often the training can be resumed from. An edit does not train again: it counts from the next start on."""
 
     steps: Annotated[int, Field(ge=1, le=100_000)] = 50
     """Optimizer steps between two checkpoints. An interrupted training loses at most that many."""
@@ -55,6 +64,11 @@ class Training(Part):
             rule="!(has(self.epochs) && has(self.maxSteps))",
             message="must set at most one of epochs and maxSteps",
         ),
+        Rule(
+            rule="!has(self.earlyStopping) || has(self.evaluationSteps)",
+            message="must set evaluationSteps with earlyStopping: how often the loss is measured that shall fall",
+            field_path=".earlyStopping",
+        ),
     )
 
     epochs: Annotated[DecimalString, decimal(above=0, at_most=1000, example="3")] | None = None
@@ -64,7 +78,9 @@ class Training(Part):
     learning_rate: Annotated[DecimalString, decimal(above=0, at_most=1, example="2e-4")] = "2e-4"
     """Highest learning rate, as a decimal number in quotes, greater than 0 and at most 1."""
     scheduler: Scheduler = Scheduler.COSINE
-    """Course of the learning rate after the warm-up: Cosine and Linear fall to 0, Constant stays."""
+    """Course of the learning rate after the warm-up: Cosine and Linear fall to 0, CosineWithMinimum to a tenth;
+    Constant stays; InverseSquareRoot falls ever more slowly; WarmupStableDecay stays, and falls to 0 in the last tenth
+    of the steps."""
     warmup: Annotated[DecimalString, decimal(at_least=0, below=1, example="0.03")] = "0.03"
     """Share of the steps, from 0 to below 1, in which the learning rate rises from 0."""
     weight_decay: Annotated[DecimalString, decimal(at_least=0, at_most=1, example="0.01")] = "0"
@@ -75,7 +91,14 @@ class Training(Part):
     """Rows in one optimizer step, however they are spread over the memory of the GPU."""
     max_sequence_length: Annotated[int, Field(ge=16, le=131_072)] = 2048
     """Longest row in tokens, prompt and answer together."""
+    neftune_alpha: Annotated[DecimalString, decimal(above=0, at_most=100, example="5")] | None = None
+    """Scale of the random noise that is added to the embeddings while training (NEFTune). Left out: none."""
     seed: Annotated[int, Field(ge=0, le=INT32_MAX)] = 42
     """Seed of the adapters' first weights and of the order of the rows."""
+    evaluation_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Optimizer steps between two measurements of the loss on the validation rows; the weights with the lowest loss
+    are put out. Left out: it is measured at the end only, and the weights of the last step are put out."""
+    early_stopping: EarlyStopping | None = None
+    """When to end before the last step. Left out: never."""
     checkpoints: Checkpoints = Checkpoints()
     """When checkpoints are written and how many stay."""

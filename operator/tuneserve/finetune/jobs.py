@@ -17,6 +17,7 @@ from tuneserve_pipeline.contract import (
     ARTIFACTS_PATH,
     CONFIG_PATH,
     METRICS_PORT,
+    Checkpoints,
     ExitCode,
     Runtime,
     StageConfig,
@@ -86,7 +87,7 @@ def launch(
         hash=run.hash,
         spec=spec,
         inputs=inputs,
-        runtime=Runtime(device=device, hub_endpoint=hub_endpoint),
+        runtime=Runtime(device=device, hub_endpoint=hub_endpoint, checkpoints=_checkpoints(fine_tune, stage=stage)),
     ).model_dump_json(indent=2)
     name = names.stage_job(finetune=fine_tune.metadata.name, stage=stage.name, hash=run.hash)
     labels = names.finetune_labels(
@@ -128,6 +129,13 @@ def launch(
         "data": {CONFIG_PATH.name: told},
     }
     return Launch(config_map=config_map, job=job)
+
+
+def _checkpoints(fine_tune: FineTune, *, stage: Stage) -> Checkpoints:
+    if stage.kind is not StageKind.TRAIN:
+        return Checkpoints()  # or an edit would replace Jobs that it does not concern
+    told = fine_tune.spec.training.checkpoints
+    return Checkpoints(steps=told.steps, keep=told.keep)
 
 
 def mutable_spec(fine_tune: FineTune) -> dict[str, Any]:

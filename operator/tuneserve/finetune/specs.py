@@ -93,6 +93,13 @@ def _train(spec: api.FineTuneSpec) -> contract.TrainSpec:
         global_batch_size=training.global_batch_size,
         max_sequence_length=training.max_sequence_length,
         seed=training.seed,
-        checkpoint_steps=training.checkpoints.steps,
-        checkpoint_keep=training.checkpoints.keep,
+        neftune_alpha=float(training.neftune_alpha or 0),
+        evaluation_steps=training.evaluation_steps,
+        early_stopping=_early_stopping(training.early_stopping),
     )
+
+
+def _early_stopping(given: api.EarlyStopping | None) -> contract.EarlyStopping | None:
+    if given is None:
+        return None
+    return contract.EarlyStopping(patience=given.patience, minimum_improvement=float(given.minimum_improvement))

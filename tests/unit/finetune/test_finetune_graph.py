@@ -61,7 +61,10 @@ CLAIM_SOURCE = {"claim": {"name": "data", "path": "train.jsonl"}}
     [
         ({"training": {"learningRate": "1e-3"}}, {"train"}),
         ({"training": {"learningRate": "0.0002"}}, set()),  # the default in other words
-        ({"training": {"checkpoints": {"steps": 7}}}, {"train"}),
+        ({"training": {"checkpoints": {"steps": 7, "keep": 5}}}, set()),  # how it is interrupted, not what it learns
+        ({"training": {"neftuneAlpha": "5"}}, {"train"}),
+        ({"training": {"evaluationSteps": 10}}, {"train"}),
+        ({"training": {"scheduler": "WarmupStableDecay"}}, {"train"}),
         ({"training": {"maxSequenceLength": 512}}, {"prepare", "train"}),
         ({"lora": {"rank": 8, "dropout": "0.1"}}, {"train"}),
         ({"evaluation": {"maxSamples": 5}}, {"evaluate-base", "evaluate-adapter", "evaluate-merged"}),

@@ -12,7 +12,7 @@ from tuneserve.finetune.children import JobView
 from tuneserve.finetune.graph import STAGES
 from tuneserve.finetune.ledger import StageRun
 from tuneserve.finetune.specs import stage_spec
-from tuneserve_pipeline.contract import StageConfig
+from tuneserve_pipeline.contract import Checkpoints, StageConfig
 
 BY_NAME = {stage.name: stage for stage in STAGES}
 DIGESTS = {("rows", "train.jsonl"): "d" * 64}
@@ -210,6 +210,15 @@ def test_mounts_of_prepare_and_of_any_other_stage() -> None:
 def test_only_the_download_may_reach_the_hub() -> None:
     offline = {stage: {"name": "HF_HUB_OFFLINE", "value": "1"} in container(stage)["env"] for stage in BY_NAME}
     assert offline == {stage: stage != "prepare" for stage in BY_NAME}
+
+
+def test_how_a_training_is_interrupted_is_told_to_it_alone() -> None:
+    def told(stage: str) -> Checkpoints:
+        made = launch(stage, training={"checkpoints": {"steps": 7, "keep": 5}})
+        return StageConfig.model_validate_json(made.config_map["data"]["config.json"]).runtime.checkpoints
+
+    assert told("train") == Checkpoints(steps=7, keep=5)
+    assert all(told(stage) == Checkpoints() for stage in BY_NAME if stage != "train")
 
 
 def view(launched: jobs.Launch, **spec: Any) -> JobView:
