@@ -5,11 +5,12 @@ Everything follows from the log history, which every checkpoint carries: a resum
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from tuneserve_pipeline.contract import EarlyStopping
 
-#: Steps at the beginning that say what loss the training starts from, and steps in a row that must be far above it.
+#: The last steps that are looked at for an explosion.
 EXPLOSION_STEPS = 5
 
 
@@ -50,12 +51,12 @@ def is_exhausted(found: Sequence[Evaluation], *, stopping: EarlyStopping | None)
 
 
 def has_exploded(found: Sequence[float]) -> bool:
-    """Whether the training has forgotten more than it began with: the last steps are all far above all of the first.
+    """Whether the training has forgotten more than it began with: most of the last steps are far above the first.
 
     A bad batch is a step or two; what diverges stays up, at a loss that is finite but says that nothing is left.
     """
-    first, last = found[:EXPLOSION_STEPS], found[EXPLOSION_STEPS:][-EXPLOSION_STEPS:]
-    return len(last) == EXPLOSION_STEPS and min(last) > 2 * max(first) + 1
+    last = found[1:][-EXPLOSION_STEPS:]
+    return len(last) == EXPLOSION_STEPS and median(last) > 2 * found[0] + 1
 
 
 def final_loss(found: Sequence[float]) -> float:

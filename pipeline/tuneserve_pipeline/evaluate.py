@@ -15,14 +15,14 @@ from typing import Any
 from tuneserve_pipeline import prepare
 from tuneserve_pipeline.contract import (
     ADAPTER_DIRECTORY,
-    MODEL_DIRECTORY,
     ClassificationTask,
     EvaluateSpec,
     EvaluationTarget,
 )
 from tuneserve_pipeline.errors import InvalidConfig, StageFailure
-from tuneserve_pipeline.generation import Answer, Limits, generate
+from tuneserve_pipeline.generation import Answer, Limits, generate, virtual_tokens
 from tuneserve_pipeline.metrics import Progress
+from tuneserve_pipeline.models import merged_model
 from tuneserve_pipeline.scores import Scores, match_label, score_classification, score_instruction
 from tuneserve_pipeline.stage import StageResult, StageRun
 
@@ -47,6 +47,8 @@ class Target:
     model: Any
     tokenizer: Any
     end_ids: frozenset[int]
+    cache: Any = None
+    """What stands before every prompt in the model's cache: learned virtual tokens; None where there are none."""
 
 
 def run(job: StageRun) -> StageResult:
@@ -65,7 +67,9 @@ def run(job: StageRun) -> StageResult:
         end_ids=target.end_ids,
         pad_id=target.tokenizer.pad_token_id if target.tokenizer.pad_token_id is not None else min(target.end_ids),
     )
-    found = generate(target.model, prompts, limits=limits, done=_reporter(job.progress, len(rows)))
+    found = generate(
+        target.model, prompts, limits=limits, done=_reporter(job.progress, len(rows)), virtual=target.cache
+    )
     answers = [target.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in found]
     scores = (
         score_classification(expected=expected, answers=answers, labels=labels)
@@ -115,7 +119,7 @@ def load_target(job: StageRun, target: EvaluationTarget, *, prepared: Path) -> T
             reason="BaseModelNotFound", message=f"the base model is not at {base} any more: mount it again"
         )
     if target is EvaluationTarget.MERGED:
-        weights = served = job.input("merge") / MODEL_DIRECTORY
+        weights = served = merged_model(job)
     else:
         weights = base
         served = job.input("train") / ADAPTER_DIRECTORY if target is EvaluationTarget.ADAPTER else base
@@ -131,14 +135,16 @@ def load_target(job: StageRun, target: EvaluationTarget, *, prepared: Path) -> T
     )
     model = model.to(device)
     generation_config = model.generation_config
+    cache: Any = None
     if target is EvaluationTarget.ADAPTER:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(served))
+        adapted = PeftModel.from_pretrained(model, str(served))
+        model, cache = virtual_tokens(adapted) if adapted.active_peft_config.is_prompt_learning else (adapted, None)
     told = generation_config.eos_token_id
     ids = set(told if isinstance(told, list) else [told] if told is not None else [])
     ids.update([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
-    return Target(model=model.eval(), tokenizer=tokenizer, end_ids=frozenset(ids))
+    return Target(model=model.eval(), tokenizer=tokenizer, end_ids=frozenset(ids), cache=cache)
 
 
 def _render(target: Target, prompt: Sequence[dict[str, str]]) -> str:

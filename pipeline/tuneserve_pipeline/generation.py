@@ -38,10 +38,12 @@ def generate(
     *,
     limits: Limits,
     done: Callable[[int, int], None],
+    virtual: Any = None,
 ) -> list[Answer]:
     """One answer for each prompt, in the order of the prompts.
 
-    `done(rows, tokens)` is told after each batch what it added, padding not counted.
+    `done(rows, tokens)` is told after each batch what it added, padding not counted. `virtual` is a cache of what
+    stands before every prompt without being a token, see `virtual_tokens`.
     """
     import torch
 
@@ -50,7 +52,10 @@ def generate(
     answers: list[Answer] = []
     size, start = limits.batch_size, 0
     with torch.inference_mode():
-        prefix, cache = _prefix(model, prompts)
+        if virtual is not None:
+            # Tokens that are in the cache are never looked at: any do in their place.
+            prompts = [[limits.pad_id] * virtual.get_seq_length() + list(prompt) for prompt in prompts]
+        prefix, cache = _prefix(model, prompts) if virtual is None else (virtual.get_seq_length(), virtual)
         while start < len(order):
             batch = order[start : start + size]
             try:
@@ -72,6 +77,24 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """How many first tokens all prompts share."""
     low, high = min(map(tuple, prompts)), max(map(tuple, prompts))
     return next((place for place, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), len(low))
+
+
+def virtual_tokens(model: Any) -> tuple[Any, Any]:
+    """The base of a PEFT model with a learned prompt or prefix, and the cache of that prompt.
+
+    So it is generated from as from any other model; PEFT's own generation feeds the prompt in anew for each batch.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    base, config = model.get_base_model(), model.active_peft_config
+    with torch.inference_mode():
+        prompt = model.get_prompt(batch_size=1)
+        if config.peft_type.value == "PREFIX_TUNING":
+            return base, prompt
+        cache = DynamicCache(config=base.config)
+        base(inputs_embeds=prompt.to(base.dtype), past_key_values=cache)
+    return base, cache
 
 
 def _prefix(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:

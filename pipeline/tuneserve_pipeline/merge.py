@@ -3,7 +3,6 @@
 Never into the quantized base: that would quantize the sum a second time, and nothing could read it.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, MergeSpec
 from tuneserve_pipeline.errors import InvalidConfig, StageFailure
 from tuneserve_pipeline.machine import configure_process
+from tuneserve_pipeline.models import load_model, write_model
 from tuneserve_pipeline.rows import Row, read_rows
 from tuneserve_pipeline.stage import StageResult, StageRun
-from tuneserve_pipeline.tokenization import Base, copy_tokenizer, end_token_ids, read_base, read_object
+from tuneserve_pipeline.tokenization import Base, read_base
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -102,16 +103,6 @@ def _compared_rows(prepared: Path, base: Base) -> list[Row]:
     )
 
 
-def load_model(path: Path) -> "PreTrainedModel":
-    """A model in the precision that it is stored in, on the CPU."""
-    from transformers import AutoModelForCausalLM
-
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        path, dtype="auto", use_safetensors=True, trust_remote_code=False
-    )
-    return model
-
-
 def load_adapted(base: Base, adapter: Path) -> "PeftModel":
     """The original base with the adapter on it; the adapter's own weights in fp32."""
     from peft import PeftModel
@@ -120,40 +111,63 @@ def load_adapted(base: Base, adapter: Path) -> "PeftModel":
 
 
 def merge(model: "PeftModel") -> "PreTrainedModel":
-    """The base with the adapter added, each sum taken in fp32 and rounded once.
+    """The base with the adapter added, each weight computed in fp32 and rounded once.
 
     PEFT's own merge rounds the adapter's part first and the sum again.
     """
     import torch
+    from peft.tuners.ia3 import IA3Layer
     from peft.tuners.lora import LoraLayer
 
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, IA3Layer | LoraLayer)]
+    if not layers:
+        raise InvalidConfig(
+            reason="NothingToMerge",
+            message=f"an adapter of the kind {model.active_peft_config.peft_type.value} changes no weights, so there "
+            "is nothing to merge: export the format Adapter",
+        )
     with torch.no_grad():
         for name, layer in layers:
-            weight = layer.get_base_layer().weight
-            total = weight.float()
-            for adapter in layer.active_adapters:
-                total += layer.get_delta_weight(adapter).float()
-            total = total.to(weight.dtype)
-            if not torch.isfinite(total).all():
-                raise InvalidConfig(
-                    reason="MergeNotFinite",
-                    message=f"the adapter's part of {name} overflows {weight.dtype}: lower spec.training.learningRate",
-                )
-            weight.copy_(total)
+            base = layer.get_base_layer()
+            _put(base, "weight", _weight(layer), name=name)
+            if isinstance(layer, IA3Layer) and not layer.is_feedforward and base.bias is not None:
+                _put(base, "bias", base.bias.float() * _scale(layer).reshape(-1), name=name)
     merged: PreTrainedModel = model.unload()
     return merged
 
 
-def write_model(model: "PreTrainedModel", *, base: Base, target: Path) -> None:
-    """Weights, configuration, tokenizer and template: all that a server needs."""
-    from transformers import GenerationConfig
+def _weight(layer: Any) -> "torch.Tensor":
+    """The weight of a layer with the adapter in it, in fp32."""
+    from peft.tuners.ia3 import IA3Layer
 
-    end = end_token_ids(base)
-    # Written as it is below: the library refuses to save what many published generation configs say.
-    model.generation_config = GenerationConfig(eos_token_id=end)
-    model.save_pretrained(target, max_shard_size="4GB")
-    copy_tokenizer(base, target)
-    generation: dict[str, Any] = {**read_object(base.path / "generation_config.json"), "eos_token_id": end}
-    text = json.dumps(generation, indent=2, sort_keys=True) + "\n"
-    (target / "generation_config.json").write_text(text, encoding="utf-8")
+    weight = layer.get_base_layer().weight.float()
+    if isinstance(layer, IA3Layer):  # a column for outputs, a row for inputs
+        return weight * _scale(layer)
+    for adapter in layer.active_adapters:
+        weight = weight + layer.get_delta_weight(adapter).float()
+        magnitude = layer.lora_magnitude_vector[adapter] if adapter in layer.lora_magnitude_vector else None
+        if magnitude is not None:  # DoRA: the size of each row is learned apart from its direction
+            weight = weight * (magnitude.weight.float() / weight.norm(dim=1)).unsqueeze(1)
+    return weight
+
+
+def _scale(layer: Any) -> "torch.Tensor":
+    """What an IA3 layer multiplies by."""
+    scale = 1.0
+    for adapter in layer.active_adapters:
+        scale = scale * layer.ia3_l[adapter].float()
+    return scale  # type: ignore[return-value]
+
+
+def _put(layer: Any, part: str, value: "torch.Tensor", *, name: str) -> None:
+    """Rounds `value` to the type of the parameter that it replaces."""
+    import torch
+
+    parameter = getattr(layer, part)
+    rounded = value.to(parameter.dtype)
+    if not torch.isfinite(rounded).all():
+        raise InvalidConfig(
+            reason="MergeNotFinite",
+            message=f"the adapter's part of {name} overflows {parameter.dtype}: lower spec.training.learningRate",
+        )
+    parameter.copy_(rounded)

@@ -58,6 +58,7 @@ def load_quantized(path: Path, *, device: str) -> PreTrainedModel:
 def _load(path: Path, *, device: str, dtype: torch.dtype = torch.bfloat16, **options: Any) -> PreTrainedModel:
     # It asks for a package that would fetch compiled code from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for each product
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
@@ -139,5 +140,7 @@ def load_weights(model: torch.nn.Module, checkpoint: Path) -> None:
         return
     # The library's way turns bfloat16 adapters into fp32 ones: another course than that of an undisturbed run.
     result = set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
-    if result.unexpected_keys:
-        raise ValueError(f"{checkpoint} holds weights of another adapter: {result.unexpected_keys[:3]}")
+    # The library loads a learned prompt by itself, and then counts it as unknown.
+    unknown = [key for key in result.unexpected_keys if key != "prompt_embeddings"]
+    if unknown:
+        raise ValueError(f"{checkpoint} holds weights of another adapter: {unknown[:3]}")

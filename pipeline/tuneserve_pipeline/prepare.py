@@ -97,6 +97,7 @@ def run(job: StageRun) -> StageResult:
         facts={
             "revision": revision,
             "baseDigest": model.digest,
+            "architecture": model.architecture,
             "datasetDigest": dataset_digest,
             "templateHash": template.hash,
             "trainRows": str(len(splits.train)),

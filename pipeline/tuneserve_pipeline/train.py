@@ -1,4 +1,4 @@
-"""QLoRA: learns an adapter on the base in 4 bits, resumes from its last complete checkpoint, and leaves the adapter.
+"""Learns by the method of the spec, resumes from its last complete checkpoint, and leaves an adapter or a whole model.
 
 What a run puts out depends on its inputs alone: the same on one machine, whether it was interrupted or not.
 """
@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneserve_pipeline import course
+from tuneserve_pipeline import course, models
 from tuneserve_pipeline.checkpoints import Checkpoint, CheckpointStore
-from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, TrainSpec
+from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, TrainSpec
 from tuneserve_pipeline.errors import Interrupted, InvalidConfig, StageFailure
 from tuneserve_pipeline.machine import configure_process
 from tuneserve_pipeline.recipe import make_recipe
@@ -109,7 +109,10 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
         metrics["evalLoss"] = float(trainer.evaluate()["eval_loss"])
     if reporter.tokens_per_second is not None:
         metrics["tokensPerSecond"] = round(reporter.tokens_per_second, 1)
-    write_adapter(trainer, model=model, target=job.partial / ADAPTER_DIRECTORY)
+    if models.puts_out_model(spec):
+        write_full(trainer, base=model, target=job.partial / MODEL_DIRECTORY)
+    else:
+        write_adapter(trainer, model=model, target=job.partial / ADAPTER_DIRECTORY)
     _write_log(course.log_of(trainer.state.log_history), job.partial / LOG_FILE)
     store.remove()
     facts = {
@@ -192,6 +195,23 @@ def write_adapter(trainer: "CompletionTrainer", *, model: Base, target: Path) ->
         config["target_modules"].sort()  # a set in the library: in another order in each process
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     copy_tokenizer(model, target)
+
+
+def write_full(trainer: "CompletionTrainer", *, base: Base, target: Path) -> None:
+    """The trained model in the number type of its base, ready for a server."""
+    import torch
+    from transformers import AutoConfig
+
+    shutil.rmtree(target, ignore_errors=True)
+    stored = AutoConfig.from_pretrained(base.path, trust_remote_code=False).dtype or torch.bfloat16
+    rounded = trainer.model.to(stored)
+    wrong = next((name for name, value in rounded.named_parameters() if not torch.isfinite(value).all()), None)
+    if wrong is not None:
+        raise InvalidConfig(
+            reason="WeightsNotFinite",
+            message=f"the trained weights of {wrong} overflow {stored}: lower spec.training.learningRate",
+        )
+    models.write_model(rounded, base=base, target=target)
 
 
 def _write_log(entries: list[dict[str, Any]], path: Path) -> None:

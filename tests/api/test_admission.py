@@ -73,6 +73,12 @@ def test_every_rule_of_the_schemas_refuses_something() -> None:
     [
         (FineTune, FINETUNE),
         (FineTune, changed(FINETUNE, INSTRUCTION)),
+        (FineTune, changed(FINETUNE, {"spec.method": "Full"})),
+        (FineTune, changed(FINETUNE, {"spec.method": "LoRA", "spec.lora": {"baseBits": 8, "rankStabilized": True}})),
+        (
+            FineTune,
+            changed(FINETUNE, {"spec.method": "PrefixTuning", "spec.exports": [{"name": "a", "format": "Adapter"}]}),
+        ),
         (FineTune, changed(FINETUNE, {"spec.baseModel": {"huggingFace": {"repo": "org/model"}}})),
         (ModelServe, MODELSERVE),
     ],
@@ -89,8 +95,9 @@ def test_defaults_are_visible_and_the_same_as_in_python(
 def test_the_defaults_that_a_user_sees(server: Server) -> None:
     spec = server.try_create(FINETUNE)["spec"]
     assert spec["method"] == "QLoRA"
-    assert spec["lora"] == {"rank": 16, "alpha": 32, "dropout": "0"}
-    assert spec["training"]["learningRate"] == "2e-4"
+    lora = {"rank": 16, "alpha": 32, "dropout": "0", "rankStabilized": False, "weightDecomposed": False}
+    assert spec["lora"] == lora
+    assert "learningRate" not in spec["training"]  # it depends on the method
     assert spec["training"]["checkpoints"] == {"steps": 50, "keep": 2}
     assert "epochs" not in spec["training"]
     assert spec["dataset"]["split"] == {"validation": "0.1", "test": "0.1", "seed": 42}

@@ -11,6 +11,9 @@ _REPO = "must be a repository of the hub, written as owner/name without a URL"
 _RATIO = 'must be a decimal number in quotes, at least 0 and at most 1, such as "0.80"; write 80 % as "0.80"'
 
 
+_ADAPTER = [{"name": "adapter", "format": "Adapter"}]
+
+
 def _finetune(name: str, changes: Mapping[str, Any], place: str, sentence: str) -> Wrong:
     return Wrong(name=name, changes=changes, place=place, sentence=sentence, original=FINETUNE)
 
@@ -159,7 +162,58 @@ FINETUNES = (
         "must not have labels with spaces at their ends or line breaks: write the bare word",
     ),
     # Method and training
-    _finetune("an unknown method", {"spec.method": "LoRA"}, "spec.method", 'supported values: "QLoRA"'),
+    _finetune("an unknown method", {"spec.method": "lora"}, "spec.method", 'supported values: "QLoRA", "LoRA", "Full"'),
+    _finetune(
+        "an adapter of a full training",
+        {"spec.method": "Full", "spec.exports": _ADAPTER},
+        "spec.exports",
+        "must not have the format Adapter with method Full: it changes the model itself; export Merged",
+    ),
+    _finetune(
+        "an adapter of IA3",
+        {"spec.method": "IA3", "spec.exports": _ADAPTER},
+        "spec.exports",
+        "must not have the format Adapter with method IA3: vLLM serves LoRA adapters only; export Merged",
+    ),
+    _finetune(
+        "a DoRA adapter",
+        {"spec.lora": {"weightDecomposed": True}, "spec.exports": _ADAPTER},
+        "spec.exports",
+        "must not have the format Adapter with lora.weightDecomposed: vLLM serves no DoRA; export Merged",
+    ),
+    _finetune(
+        "a learned prompt merged",
+        {"spec.method": "PromptTuning"},
+        "spec.exports",
+        "must have the format Adapter with PromptTuning and PrefixTuning: learned tokens before the prompt cannot be "
+        "merged into the weights",
+    ),
+    _finetune(
+        "a learned prefix merged",
+        {"spec.method": "PrefixTuning", "spec.exports": [*_ADAPTER, {"name": "merged", "format": "Merged"}]},
+        "spec.exports",
+        "must have the format Adapter with PromptTuning and PrefixTuning: learned tokens before the prompt cannot be "
+        "merged into the weights",
+    ),
+    _finetune(
+        "a prompt longer than any model's",
+        {"spec.method": "PromptTuning", "spec.exports": _ADAPTER, "spec.prompt": {"virtualTokens": 1000}},
+        "spec.prompt.virtualTokens",
+        "should be less than or equal to 512",
+    ),
+    _finetune(
+        "bits of QLoRA",
+        {"spec.lora": {"baseBits": 8}},
+        "spec.lora.baseBits",
+        "must be left out unless method is LoRA: QLoRA holds the base in 4 bits, other methods in 16",
+    ),
+    _finetune(
+        "bits that no base has",
+        {"spec.method": "LoRA", "spec.lora": {"baseBits": 12}},
+        "spec.lora.baseBits",
+        "must be 8 or 16",
+    ),
+    _finetune("a rank nobody serves", {"spec.lora": {"rank": 1024}}, "spec.lora.rank", "less than or equal to 512"),
     _finetune("rank 0", {"spec.lora": {"rank": 0}}, "spec.lora.rank", "should be greater than or equal to 1"),
     _finetune("dropout of all", {"spec.lora": {"dropout": "1"}}, "spec.lora.dropout", 'less than 1, such as "0.05"'),
     _finetune(

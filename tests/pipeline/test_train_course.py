@@ -80,18 +80,18 @@ def test_patience_counts_evaluations_without_an_improvement(
 @pytest.mark.parametrize(
     ("losses", "exploded"),
     [
-        ([2.0] * 5 + [9.0] * 5, True),
-        ([2.0] * 5 + [9.0] * 4, False),  # not for long enough
-        ([2.0] * 5 + [9.0, 9.0, 3.0, 9.0, 9.0], False),  # bad batches
+        ([2.0] * 5 + [9.0] * 3, True),
+        ([2.0] * 5 + [9.0] * 2, False),  # bad batches
+        ([2.0] + [9.0] * 4, False),  # not for long enough
+        ([2.0, 9.0, 3.0, 8.0, 30.0, 4.0], True),  # up and down, but mostly up
         ([0.1] * 5 + [0.9] * 5, False),
-        ([2.0, 7.0, 2.0, 2.0, 2.0] + [9.0] * 5, False),  # a warm-up that was as high
     ],
 )
 def test_an_explosion_is_high_and_lasts(losses: list[float], exploded: bool) -> None:
     assert course.has_exploded(losses) is exploded
 
 
-@given(st.lists(st.floats(0.01, 10.0), max_size=9))
+@given(st.lists(st.floats(0.01, 10.0), max_size=5))
 def test_a_short_training_never_explodes(losses: list[float]) -> None:
     assert not course.has_exploded(losses)
 

@@ -58,8 +58,8 @@ from tuneserve.api.output import (
     Output,
     OutputClaim,
 )
-from tuneserve.api.training import Checkpoints, EarlyStopping, Lora, Method, Training
-from tuneserve_pipeline.contract import Scheduler
+from tuneserve.api.training import Checkpoints, EarlyStopping, Lora, Prompt, Training
+from tuneserve_pipeline.contract import Method, Scheduler
 
 #: Plural names, as in the paths of the API server.
 FINETUNES: Final = "finetunes"
@@ -113,6 +113,7 @@ __all__ = [
     "Output",
     "OutputClaim",
     "Progress",
+    "Prompt",
     "Resolved",
     "Scheduler",
     "SecretKey",

@@ -21,7 +21,8 @@ from tuneserve.api.meta import (
 )
 from tuneserve.api.output import Evaluation, Export, ExportFormat, Gate, Output
 from tuneserve.api.rules import ListMap, Part, Rule, is_decimal, words
-from tuneserve.api.training import Lora, Method, Training
+from tuneserve.api.training import Lora, Prompt, Training
+from tuneserve_pipeline.contract import Method
 
 #: Metrics that the evaluation of a task measures; the first one is the task's main metric. All are shares from 0 to 1.
 CLASSIFICATION_METRICS = ("accuracy", "macroF1", "invalidRatio")
@@ -104,6 +105,15 @@ def _only(*, task: str, path: str, item: str, names: Sequence[str], last: str = 
     )
 
 
+def _format(*, when: str, never: str, message: str) -> Rule:
+    """No export has the format `never` when the CEL expression `when` holds."""
+    return Rule(
+        rule=f"!({when}) || self.exports.all(export, export.format != '{never}')",
+        message=message,
+        field_path=".exports",
+    )
+
+
 class FineTuneSpec(Part):
     """What shall exist. It may be edited at any time: only the stages that an edit changes run again."""
 
@@ -112,6 +122,33 @@ class FineTuneSpec(Part):
         _only(task="instruction", path="gates", item="entry.metric", names=INSTRUCTION_METRICS),
         _only(task="classification", path="dataset.columns", item="entry", names=CLASSIFICATION_COLUMNS),
         _only(task="instruction", path="dataset.columns", item="entry", names=INSTRUCTION_COLUMNS),
+        _format(
+            when="self.method == 'Full'",
+            never="Adapter",
+            message="must not have the format Adapter with method Full: it changes the model itself; export Merged",
+        ),
+        _format(
+            when="self.method == 'IA3'",
+            never="Adapter",
+            message="must not have the format Adapter with method IA3: vLLM serves LoRA adapters only; export Merged",
+        ),
+        _format(
+            when="self.lora.weightDecomposed && self.method in ['QLoRA', 'LoRA']",
+            never="Adapter",
+            message="must not have the format Adapter with lora.weightDecomposed: vLLM serves no DoRA; export Merged",
+        ),
+        Rule(
+            rule="!(self.method in ['PromptTuning', 'PrefixTuning']) || "
+            "self.exports.all(export, export.format == 'Adapter')",
+            message="must have the format Adapter with PromptTuning and PrefixTuning: learned tokens before the prompt "
+            "cannot be merged into the weights",
+            field_path=".exports",
+        ),
+        Rule(
+            rule="!has(self.lora.baseBits) || self.method == 'LoRA'",
+            message="must be left out unless method is LoRA: QLoRA holds the base in 4 bits, other methods in 16",
+            field_path=".lora.baseBits",
+        ),
         Rule(
             rule="!has(self.training.evaluationSteps) || has(self.dataset.validation) && "
             f"self.dataset.validation.size() > 0 || !{is_decimal('self.dataset.split.validation')} || "
@@ -135,9 +172,13 @@ class FineTuneSpec(Part):
     task: Task
     """What to learn."""
     method: Method = Method.QLORA
-    """How to learn it. QLoRA: low-rank adapters on a base that is held in 4 bits."""
+    """How to learn it. QLoRA: low-rank adapters on a base that is held in 4 bits; LoRA: on one in 16 or 8 bits. Full:
+    all weights. IA3: a factor for each key, value and feed-forward channel. PromptTuning, PrefixTuning: learned tokens
+    before each prompt, which only the export Adapter holds."""
     lora: Lora = Lora()
-    """Size and place of the adapters."""
+    """Size and place of the adapters of QLoRA and LoRA."""
+    prompt: Prompt = Prompt()
+    """What PromptTuning and PrefixTuning put before each prompt."""
     training: Training = Training()
     """Length and speed of the training."""
     accelerator: FineTuneAccelerator = FineTuneAccelerator()

@@ -20,7 +20,8 @@ class Export(Part):
     name: Annotated[DnsLabel, Field(max_length=32)]
     """Name of the artifact, unique in this FineTune; a ModelServe and gates refer to it."""
     format: ExportFormat
-    """Adapter: the trained adapter alone. Merged: a whole 16-bit model with the adapter merged into its base."""
+    """Adapter: the trained adapter alone. Merged: a whole 16-bit model with the adapter merged into its base; of
+    method Full, the trained model itself."""
 
 
 class Evaluation(Part):

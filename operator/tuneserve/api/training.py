@@ -1,6 +1,5 @@
 """How a FineTune learns: the method, the size of the adapters, and the course of the training."""
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -10,17 +9,22 @@ from tuneserve.api.rules import Part, Rule, decimal
 from tuneserve_pipeline.contract import Scheduler
 
 
-class Method(StrEnum):
-    QLORA = "QLoRA"
-
-
 class Lora(Part):
-    """Size and place of the low-rank adapters."""
+    """Size and place of the low-rank adapters of the methods QLoRA and LoRA."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
-    """Rank of the adapters, 1 to 512. A higher rank learns more and needs more memory."""
+    """Rank of the adapters, 1 to 512, the largest that is served. A higher rank learns more and needs more memory."""
     alpha: Annotated[int, Field(ge=1, le=1024)] = 32
-    """Scale of the adapters: they are multiplied by alpha / rank."""
+    """Scale of the adapters: they are multiplied by alpha / rank, or alpha / sqrt(rank) with rankStabilized."""
+    rank_stabilized: bool = False
+    """Whether to divide by the square root of the rank (rsLoRA), which makes high ranks learn more."""
+    weight_decomposed: bool = False
+    """Whether to learn the size of each weight's rows apart from their direction (DoRA). Such an adapter can be merged,
+    but not be served beside its base."""
+    base_bits: (
+        Annotated[int, Field(ge=8, le=16), Rule(rule="self == 8 || self == 16", message="must be 8 or 16")] | None
+    ) = None
+    """Bits in which method LoRA holds the base: 16 is exact, 8 takes half the memory. Left out: 16. QLoRA has 4."""
     dropout: Annotated[DecimalString, decimal(at_least=0, below=1, example="0.05")] = "0"
     """Share of the adapters' inputs dropped at random while training, from 0 to below 1."""
     target_modules: Annotated[
@@ -36,6 +40,13 @@ class Lora(Part):
         ),
     ] = ()
     """Names of the linear layers that get an adapter, such as q_proj. Left out: all but the output layer."""
+
+
+class Prompt(Part):
+    """What the methods PromptTuning and PrefixTuning put before each prompt."""
+
+    virtual_tokens: Annotated[int, Field(ge=1, le=512)] = 32
+    """Learned tokens before each prompt, 1 to 512; they take part of the model's context."""
 
 
 class EarlyStopping(Part):
@@ -75,8 +86,9 @@ class Training(Part):
     """Passes over the training rows, as a decimal number in quotes. With neither epochs nor maxSteps: "3"."""
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Optimizer steps to train for, instead of epochs."""
-    learning_rate: Annotated[DecimalString, decimal(above=0, at_most=1, example="2e-4")] = "2e-4"
-    """Highest learning rate, as a decimal number in quotes, greater than 0 and at most 1."""
+    learning_rate: Annotated[DecimalString, decimal(above=0, at_most=1, example="2e-4")] | None = None
+    """Highest learning rate, as a decimal number in quotes, greater than 0 and at most 1. Left out: "2e-4" for QLoRA
+    and LoRA, "2e-5" for Full, "3e-3" for IA3, "1e-1" for PromptTuning, "1e-2" for PrefixTuning."""
     scheduler: Scheduler = Scheduler.COSINE
     """Course of the learning rate after the warm-up: Cosine and Linear fall to 0, CosineWithMinimum to a tenth;
     Constant stays; InverseSquareRoot falls ever more slowly; WarmupStableDecay stays, and falls to 0 in the last tenth
@@ -84,7 +96,7 @@ class Training(Part):
     warmup: Annotated[DecimalString, decimal(at_least=0, below=1, example="0.03")] = "0.03"
     """Share of the steps, from 0 to below 1, in which the learning rate rises from 0."""
     weight_decay: Annotated[DecimalString, decimal(at_least=0, at_most=1, example="0.01")] = "0"
-    """Decay of the adapters' weights in each step, from 0 to 1."""
+    """Decay of the trained weights in each step, from 0 to 1."""
     max_gradient_norm: Annotated[DecimalString, decimal(above=0, at_most=1000, example="1.0")] = "1.0"
     """Norm to which longer gradients are cut."""
     global_batch_size: Annotated[int, Field(ge=1, le=4096)] = 16

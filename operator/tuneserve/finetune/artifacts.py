@@ -8,7 +8,7 @@ from tuneserve.api import Artifact, Export, FineTune, Metric, Verdict
 from tuneserve.api.finetune import CLASSIFICATION_METRICS, INSTRUCTION_METRICS
 from tuneserve.finetune.decisions import Plan
 from tuneserve.finetune.gates import decimal_text, judge
-from tuneserve.finetune.graph import EVALUATE_BASE, EXPORT_PATHS
+from tuneserve.finetune.graph import EVALUATE_BASE, export_path, has_form
 from tuneserve_pipeline.contract import output_path
 
 #: Bounds of the status; a stage that tells more is not worth an object that cannot be reported on.
@@ -31,8 +31,8 @@ def artifacts(fine_tune: FineTune, *, plan: Plan, has_claim: bool) -> tuple[Arti
 
 
 def _artifact(export: Export, *, fine_tune: FineTune, plan: Plan, before: Artifact | None) -> Artifact | None:
-    path = EXPORT_PATHS[export.format]
-    if before is not None and not before.path.startswith(f"{path.producer}/"):
+    path = export_path(export.format, method=fine_tune.spec.method)
+    if before is not None and not has_form(before.path, format=export.format):
         before = None  # the export has another format by now
     producer, evaluation, base = plan.stage(path.producer), plan.stage(path.evaluation), plan.stage(EVALUATE_BASE)
     if producer is None or producer.outcome is None or producer.run is None:

@@ -1,14 +1,14 @@
-"""The stages that a FineTune needs, derived from its exports alone.
+"""The stages that a FineTune needs, derived from its exports and its method alone.
 
 Pure, and it knows nothing of Kubernetes: what a stage needs of a cluster is decided in `jobs`.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from tuneserve.api import ExportFormat
-from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, EvaluationTarget
+from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, EvaluationTarget, Method
 
 
 class StageKind(StrEnum):
@@ -71,7 +71,6 @@ STAGES: tuple[Stage, ...] = (
     Stage(name=EVALUATE_ADAPTER, kind=StageKind.EVALUATE, parents=(PREPARE, TRAIN), target=EvaluationTarget.ADAPTER),
     Stage(name=EVALUATE_MERGED, kind=StageKind.EVALUATE, parents=(PREPARE, MERGE), target=EvaluationTarget.MERGED),
 )
-_BY_NAME = {stage.name: stage for stage in STAGES}
 
 EXPORT_PATHS: dict[ExportFormat, ExportPath] = {
     ExportFormat.ADAPTER: ExportPath(producer=TRAIN, directory=ADAPTER_DIRECTORY, evaluation=EVALUATE_ADAPTER),
@@ -79,20 +78,47 @@ EXPORT_PATHS: dict[ExportFormat, ExportPath] = {
 }
 
 
-def graph(formats: Iterable[ExportFormat]) -> tuple[Stage, ...]:
+def stages(method: Method) -> tuple[Stage, ...]:
+    """Every stage that there is for a method. Where the training puts out a whole model, nothing is merged."""
+    if method is not Method.FULL:
+        return STAGES
+    kept = (stage for stage in STAGES if stage.name != MERGE)
+    return tuple(
+        replace(stage, parents=tuple(dict.fromkeys(TRAIN if name == MERGE else name for name in stage.parents)))
+        for stage in kept
+    )
+
+
+def export_path(format: ExportFormat, *, method: Method) -> ExportPath:
+    path = EXPORT_PATHS[format]
+    merged = path.producer == MERGE and method is Method.FULL
+    return replace(path, producer=TRAIN) if merged else path
+
+
+def has_form(path: str, *, format: ExportFormat) -> bool:
+    """Whether `path`, below the claim, is an artifact of that format, by whatever method it was made."""
+    return any(
+        path.startswith(f"{made.producer}/") and path.endswith(f"/{made.directory}")
+        for made in (export_path(format, method=method) for method in Method)
+    )
+
+
+def graph(formats: Iterable[ExportFormat], *, method: Method = Method.QLORA) -> tuple[Stage, ...]:
     """The stages that artifacts of these formats need, each after its parents.
 
     The base model is always evaluated: a figure of a tuned model says nothing without that of its base.
     """
+    known = stages(method)
+    by_name = {stage.name: stage for stage in known}
     wanted = {EVALUATE_BASE}
     for format in formats:
-        path = EXPORT_PATHS[format]
+        path = export_path(format, method=method)
         wanted |= {path.producer, path.evaluation}
-    needed = {name for stage in wanted for name in _with_ancestors(stage)}
-    return tuple(stage for stage in STAGES if stage.name in needed)
+    needed = {name for stage in wanted for name in _with_ancestors(stage, by_name)}
+    return tuple(stage for stage in known if stage.name in needed)
 
 
-def _with_ancestors(name: str) -> Iterator[str]:
+def _with_ancestors(name: str, by_name: Mapping[str, Stage]) -> Iterator[str]:
     yield name
-    for parent in _BY_NAME[name].parents:
-        yield from _with_ancestors(parent)
+    for parent in by_name[name].parents:
+        yield from _with_ancestors(parent, by_name)

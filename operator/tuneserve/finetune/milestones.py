@@ -10,7 +10,7 @@ from tuneserve.api import Condition, ConditionStatus, FineTune, FineTuneStatus, 
 from tuneserve.conditions import find, set_condition
 from tuneserve.finetune.decisions import Plan, StagePlan
 from tuneserve.finetune.gates import decimal_text
-from tuneserve.finetune.graph import EXPORT_PATHS, PREPARE, TRAIN, StageKind
+from tuneserve.finetune.graph import PREPARE, TRAIN, StageKind, export_path
 
 DATA_VALID = "DataValid"
 TRAINED = "Trained"
@@ -52,7 +52,8 @@ def sentence(stage: StagePlan) -> str:
 
 
 def _milestones(fine_tune: FineTune, plan: Plan) -> dict[str, Milestone]:
-    producers = {EXPORT_PATHS[export.format].producer for export in fine_tune.spec.exports}
+    method = fine_tune.spec.method
+    producers = {export_path(export.format, method=method).producer for export in fine_tune.spec.exports}
     trained = plan.stage(TRAIN)
     return {
         DATA_VALID: _data_valid(plan.stage(PREPARE), before=fine_tune.status),
@@ -103,7 +104,7 @@ def _training(trained: StagePlan | None) -> str:
     for key, name in (("loss", "loss"), ("evalLoss", "validation loss")):
         if key in outcome.metrics:
             parts.append(f"{name} {decimal_text(key, outcome.metrics[key])}")
-    return ", ".join(parts) or "the adapter is trained"
+    return ", ".join(parts) or "the training is done"
 
 
 def _reason(stage: StagePlan) -> str:

@@ -10,11 +10,11 @@ from typing import Any
 from tuneserve import names
 from tuneserve.api import FineTune, StageState, StageStatus
 from tuneserve.config import OperatorConfig, Profile, ProfileError
-from tuneserve.finetune import claims, failures, jobs, references
+from tuneserve.finetune import claims, failures, jobs, references, servability
 from tuneserve.finetune.children import JobView
 from tuneserve.finetune.decisions import Observed, Plan, StagePlan
 from tuneserve.finetune.failures import Finding, Surroundings
-from tuneserve.finetune.graph import PREPARE, Stage, graph
+from tuneserve.finetune.graph import PREPARE, TRAIN, Stage, graph
 from tuneserve.finetune.jobs import Launch
 from tuneserve.finetune.ledger import StageRun
 from tuneserve.finetune.specs import stage_spec
@@ -57,7 +57,7 @@ class _Resolution:
         self._replaced: list[JobView] = []
 
     def plan(self) -> Plan:
-        for stage in graph(export.format for export in self._spec.exports):
+        for stage in graph((export.format for export in self._spec.exports), method=self._spec.method):
             self._plans[stage.name] = self._resolve(stage)
         removed = (*self._replaced, *self._unwanted())
         gone = {job.uid for job in removed}
@@ -193,12 +193,20 @@ class _Resolution:
                 stage, self._spec, found=self._observed.references, namespace=self._fine_tune.metadata.namespace
             )
             or self._profile_fault
+            or self._unservable(stage)
             or self._stopping(run)
         )
         if fault is not None or self._profile is None:
             return plan(StageState.PENDING, fault)
         launch = self._launch(stage, run=run, spec=spec, profile=self._profile)
         return plan(StageState.PENDING, None, launch=launch)
+
+    def _unservable(self, stage: Stage) -> Finding | None:
+        """What is known, once the base model is, of adapters that no server would take: before a GPU is."""
+        if stage.name != TRAIN:
+            return None
+        prepared = self._plans[PREPARE].outcome
+        return servability.fault(self._spec, architecture=prepared.facts.get("architecture", "") if prepared else "")
 
     def _stopping(self, run: StageRun) -> Finding | None:
         """What still runs for the very same output: two pods must never write one directory."""

@@ -11,6 +11,17 @@ from tuneserve_pipeline import contract
 #: (ConfigMap, key) -> sha256 of the content, in hex.
 Digests = Mapping[tuple[str, str], str]
 
+LORA_METHODS = frozenset({contract.Method.QLORA, contract.Method.LORA})
+#: What is learned well without being asked, as the field's description says.
+LEARNING_RATES = {
+    contract.Method.QLORA: 2e-4,
+    contract.Method.LORA: 2e-4,
+    contract.Method.FULL: 2e-5,
+    contract.Method.IA3: 3e-3,
+    contract.Method.PROMPT_TUNING: 0.1,
+    contract.Method.PREFIX_TUNING: 0.01,
+}
+
 
 def stage_spec(stage: Stage, spec: api.FineTuneSpec, *, digests: Digests) -> contract.StageSpec:
     """The contract's spec of a stage.
@@ -77,15 +88,17 @@ def _task(task: api.Task) -> contract.Task:
 
 
 def _train(spec: api.FineTuneSpec) -> contract.TrainSpec:
-    training, lora = spec.training, spec.lora
+    training = spec.training
+    rate = training.learning_rate
     return contract.TrainSpec(
-        method=spec.method.value,
-        lora=contract.LoraSpec(
-            rank=lora.rank, alpha=lora.alpha, dropout=float(lora.dropout), target_modules=lora.target_modules
-        ),
+        method=spec.method,
+        lora=_lora(spec.lora) if spec.method in LORA_METHODS else contract.LoraSpec(),
+        prompt=contract.PromptSpec(virtual_tokens=spec.prompt.virtual_tokens)
+        if spec.method in contract.PROMPT_METHODS
+        else contract.PromptSpec(),
         epochs=None if training.epochs is None else float(training.epochs),
         max_steps=training.max_steps,
-        learning_rate=float(training.learning_rate),
+        learning_rate=LEARNING_RATES[spec.method] if rate is None else float(rate),
         scheduler=training.scheduler,
         warmup_ratio=float(training.warmup),
         weight_decay=float(training.weight_decay),
@@ -96,6 +109,18 @@ def _train(spec: api.FineTuneSpec) -> contract.TrainSpec:
         neftune_alpha=float(training.neftune_alpha or 0),
         evaluation_steps=training.evaluation_steps,
         early_stopping=_early_stopping(training.early_stopping),
+    )
+
+
+def _lora(given: api.Lora) -> contract.LoraSpec:
+    return contract.LoraSpec(
+        rank=given.rank,
+        alpha=given.alpha,
+        dropout=float(given.dropout),
+        rank_stabilized=given.rank_stabilized,
+        weight_decomposed=given.weight_decomposed,
+        base_bits=8 if given.base_bits == 8 else 16,
+        target_modules=given.target_modules,
     )
 
 

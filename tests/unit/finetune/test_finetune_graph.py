@@ -4,10 +4,10 @@ import pytest
 
 from support.specs import finetune
 from tuneserve.api import ExportFormat, FineTune
-from tuneserve.finetune.graph import STAGES, Stage, graph
+from tuneserve.finetune.graph import STAGES, Stage, export_path, graph, has_form
 from tuneserve.finetune.plan import rebuild_salt
 from tuneserve.finetune.specs import stage_spec
-from tuneserve_pipeline.contract import input_hash
+from tuneserve_pipeline.contract import Method, input_hash
 
 ADAPTER, MERGED = ExportFormat.ADAPTER, ExportFormat.MERGED
 BY_NAME = {stage.name: stage for stage in STAGES}
@@ -28,8 +28,31 @@ def test_exports_decide_what_runs(formats: list[ExportFormat], names: list[str])
     assert [stage.name for stage in graph(formats)] == names
 
 
-def test_every_stage_comes_after_its_parents() -> None:
-    stages = graph(ExportFormat)
+def test_a_full_training_is_merged_already() -> None:
+    found = {stage.name: stage for stage in graph([MERGED], method=Method.FULL)}
+    assert list(found) == ["prepare", "train", "evaluate-base", "evaluate-merged"]
+    assert found["evaluate-merged"].parents == ("prepare", "train")
+    path = export_path(MERGED, method=Method.FULL)
+    assert (path.producer, path.directory, path.evaluation) == ("train", "model", "evaluate-merged")
+
+
+@pytest.mark.parametrize(
+    ("path", "format", "same"),
+    [
+        ("merge/0123/model", MERGED, True),
+        ("train/0123/model", MERGED, True),
+        ("train/0123/adapter", MERGED, False),
+        ("train/0123/adapter", ADAPTER, True),
+        ("merge/0123/model", ADAPTER, False),
+    ],
+)
+def test_the_form_of_an_artifact_does_not_depend_on_the_method(path: str, format: ExportFormat, same: bool) -> None:
+    assert has_form(path, format=format) is same
+
+
+@pytest.mark.parametrize("method", Method)
+def test_every_stage_comes_after_its_parents(method: Method) -> None:
+    stages = graph(ExportFormat, method=method)
     for index, stage in enumerate(stages):
         assert set(stage.parents) <= {earlier.name for earlier in stages[:index]}
 
@@ -67,6 +90,9 @@ CLAIM_SOURCE = {"claim": {"name": "data", "path": "train.jsonl"}}
         ({"training": {"scheduler": "WarmupStableDecay"}}, {"train"}),
         ({"training": {"maxSequenceLength": 512}}, {"prepare", "train"}),
         ({"lora": {"rank": 8, "dropout": "0.1"}}, {"train"}),
+        ({"lora": {"rankStabilized": True}}, {"train"}),
+        ({"method": "LoRA"}, {"train"}),
+        ({"prompt": {"virtualTokens": 9}}, set()),  # of another method
         ({"evaluation": {"maxSamples": 5}}, {"evaluate-base", "evaluate-adapter", "evaluate-merged"}),
         ({"task": {"instruction": {}}}, {"prepare"}),
         ({"baseModel": {"huggingFace": {"repo": "org/model"}}}, {"prepare"}),
@@ -88,6 +114,23 @@ def test_an_edit_changes_the_hash_of_the_stages_that_it_reaches(edit: dict[str, 
     before = {name: hash_of(stage) for name, stage in BY_NAME.items()}
     after = {name: hash_of(stage, **edit) for name, stage in BY_NAME.items()}
     assert {name for name in BY_NAME if before[name] != after[name]} == changed
+
+
+@pytest.mark.parametrize(
+    ("method", "edit", "changed"),
+    [
+        ("Full", {"lora": {"rank": 8}}, False),
+        ("Full", {"training": {"learningRate": "2e-5"}}, False),  # the default of the method
+        ("Full", {"training": {"learningRate": "2e-4"}}, True),
+        ("LoRA", {"lora": {"baseBits": 16}}, False),
+        ("LoRA", {"lora": {"baseBits": 8}}, True),
+        ("PromptTuning", {"prompt": {"virtualTokens": 9}}, True),
+        ("PromptTuning", {"lora": {"rank": 8}}, False),
+    ],
+)
+def test_only_what_a_method_looks_at_is_an_input(method: str, edit: dict[str, object], changed: bool) -> None:
+    train = BY_NAME["train"]
+    assert (hash_of(train, method=method) != hash_of(train, method=method, **edit)) is changed
 
 
 @pytest.mark.parametrize(

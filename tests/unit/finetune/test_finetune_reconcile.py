@@ -419,6 +419,24 @@ async def test_a_claim_whose_volume_is_lost() -> None:
     assert summary(world) == "Stalled: ClaimLost"
 
 
+async def test_an_adapter_that_no_server_takes_is_told_before_the_training() -> None:
+    adapter, merged = {"name": "adapter", "format": "Adapter"}, {"name": "merged", "format": "Merged"}
+    world = new_world(exports=[adapter])
+    pod = await until(world, PREPARE)
+    name, hash = run_of(pod)
+    facts = {"architecture": "FalconForCausalLM"}
+    world.stop(pod, code=0, message=Outcome(stage=name, hash=hash, digest="sha256:1", facts=facts).to_message())
+    world.control_jobs()
+    await world.reconcile()
+    assert not jobs(world, TRAIN)
+    await world.settle()  # the base model is measured meanwhile
+    assert summary(world) == "Stalled: AdapterNotServable"
+    assert "adapter has the format Adapter" in message(world) and "FalconForCausalLM" in message(world)
+    world.edit(spec(exports=[merged]))
+    await world.settle()
+    assert summary(world) == "Ready: ArtifactsReady"
+
+
 ROWS = {"dataset": {"train": [{"configMap": {"name": "rows", "key": "train.jsonl"}}]}}
 
 
