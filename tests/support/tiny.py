@@ -1,4 +1,5 @@
-"""A tiny language model from nothing: a Llama of two layers with random weights and a tokenizer trained on the spot.
+"""A tiny language model from nothing: two layers with random weights, a Llama unless said otherwise, and a tokenizer
+trained on the spot.
 
 Real in every respect that a stage looks at (safetensors, tokenizer files, ChatML template, end-of-turn token), and
 small enough that a stage on it takes seconds.
@@ -6,8 +7,14 @@ small enough that a stage on it takes seconds.
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -40,50 +47,79 @@ def write_jsonl(path: Path, rows: Iterable[object]) -> Path:
     return path
 
 
-def write_tiny_model(directory: Path, *, seed: int = 7, chat_template: str | None = CHAT_TEMPLATE) -> Path:
-    """Write config, bfloat16 safetensors, tokenizer and generation config of the tiny model to `directory`."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+def write_tiny_model(
+    directory: Path,
+    *,
+    seed: int = 7,
+    chat_template: str | None = CHAT_TEMPLATE,
+    config: "PretrainedConfig | None" = None,
+) -> Path:
+    """Write config, bfloat16 safetensors, tokenizer and generation config of the tiny model to `directory`.
 
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    `config` makes it a model of another family; its vocabulary and special tokens become those of the tokenizer.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = chat_template
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = config or tiny_llama()
+    config.update({"vocab_size": len(tokenizer), **special})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    model.generation_config = GenerationConfig(**special)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def tiny_llama() -> "PretrainedConfig":
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=128,  # heads of 64: what every inference engine knows
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+
+
+@cache
+def _trained_tokenizer() -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=640,
-        special_tokens=special,
+        special_tokens=list(_SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=9,
         show_progress=False,
     )
     chats = [f"user\n{row['text']}\nassistant\n{row['label']}" for row in reviews(300)]
     tokenizer.train_from_iterator(chats, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[2], pad_token=special[0]
-    )
-    fast.chat_template = chat_template
+    return str(tokenizer.to_str())
 
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(fast),
-            hidden_size=128,  # heads of 64: what every inference engine knows
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=fast.bos_token_id,
-            eos_token_id=fast.eos_token_id,
-            pad_token_id=fast.pad_token_id,
-        )
-    ).to(torch.bfloat16)
-    model.generation_config = GenerationConfig(
-        bos_token_id=fast.bos_token_id, eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id
+
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
+    """640 tokens of a byte-level BPE."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained_tokenizer()),
+        bos_token=_SPECIAL[0],
+        eos_token=_SPECIAL[2],
+        pad_token=_SPECIAL[0],
     )
-    directory.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(directory)
-    fast.save_pretrained(directory)
-    return directory
