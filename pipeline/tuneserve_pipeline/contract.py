@@ -274,6 +274,8 @@ class TrainSpec(Variant):
     max_gradient_norm: float = 1.0
     global_batch_size: int = 16
     """Rows in one optimizer step, however they are spread over micro-batches."""
+    global_batch_tokens: int | None = None
+    """Tokens in one optimizer step, instead of rows: about as many in each, and at least one row."""
     max_sequence_length: int = 2048
     seed: int = 42
     neftune_alpha: float = 0.0

@@ -4,7 +4,7 @@ The reference is the base model: with an adapter, what remains when it is off; i
 of each answer before the first step, so that no second model is in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from datasets import Dataset
@@ -30,6 +30,10 @@ class Pair(Protocol):
 class PreferenceTrainer(Steady, DPOTrainer):
     """DPOTrainer on pairs that are tokens already."""
 
+    @staticmethod
+    def row_length(row: Mapping[str, Any]) -> int:
+        return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+
     def _prepare_dataset(self, dataset: Dataset, *arguments: Any, **options: Any) -> Dataset:
         return dataset
 
@@ -54,8 +58,8 @@ def make_preference_trainer(
     )
     with told_layers(spec, model=model):
         trainer = PreferenceTrainer(
+            setting=setting,
             lengths=lengths,
-            global_batch_size=spec.global_batch_size,
             model=model,
             args=arguments,
             train_dataset=pairs_to_dataset(pairs),

@@ -87,11 +87,11 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
         validation=validation,
     )
     log.info(
-        "%d rows, %d steps of %d rows (%d at a time), activations are %s",
+        "%d rows, %d steps of %s, up to %d tokens at a time, activations are %s",
         len(rows),
         recipe.steps,
-        spec.global_batch_size,
-        recipe.micro_batch_size,
+        f"{spec.global_batch_tokens} tokens" if spec.global_batch_tokens else f"{spec.global_batch_size} rows",
+        recipe.tokens_at_a_time,
         "computed twice" if trainer.args.gradient_checkpointing else "kept",
     )
     if job.interrupted.is_set():  # while the model was loaded: nothing is lost

@@ -1,21 +1,22 @@
 """Training with TRL's trainers: one path for CPU and GPU, and what it must not lose or spend.
 
 Three things are ours: only positions with a label reach the output layer (off a GPU the library projects every token
-onto the whole vocabulary, a third of a step), rows of like length come together, and a checkpoint gives back exactly
-what was trained.
+onto the whole vocabulary, a third of a step), the rows of a step are the same on any machine, and a checkpoint gives
+back exactly what was trained.
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from datasets import Dataset
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,7 +29,7 @@ from tuneserve_pipeline import methods
 from tuneserve_pipeline.contract import Method, Scheduler, TrainSpec
 from tuneserve_pipeline.errors import InvalidConfig
 from tuneserve_pipeline.machine import memory_available
-from tuneserve_pipeline.recipe import Recipe, Shape, keeps_activations, row_order
+from tuneserve_pipeline.recipe import Recipe, Shape, keeps_activations, micro_batches, step_rows, steps_in_epoch
 from tuneserve_pipeline.rows import IGNORED, Row
 
 SCHEDULERS = {
@@ -44,12 +45,54 @@ _MINIMUM_RATE = 0.1
 
 
 class Steady:
-    """What all trainers have in common: the order of rows, and checkpoints that a run goes on from exactly."""
+    """What all trainers have in common: the rows of each step, and checkpoints that a run goes on from exactly.
 
-    def __init__(self, *, lengths: Sequence[int], global_batch_size: int, **given: Any) -> None:
+    What the library takes for a batch is a whole optimizer step, a list of micro-batches: their number differs from
+    step to step and from machine to machine, and the library would have it the same everywhere.
+    """
+
+    def __init__(self, *, setting: "Setting", lengths: Sequence[int], **given: Any) -> None:
+        self._setting = setting
         self._lengths = lengths
-        self._global_batch_size = global_batch_size
         super().__init__(**given)
+
+    @staticmethod
+    def row_length(row: Mapping[str, Any]) -> int:
+        """Tokens that a row takes on the device."""
+        return len(row["input_ids"])
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = DataLoader(
+            self._remove_unused_columns(self.train_dataset, description="training"),
+            batch_sampler=StepRows(spec=self._setting.spec, lengths=self._lengths),
+            collate_fn=self._micro_batches,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _micro_batches(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        parts = micro_batches([self.row_length(row) for row in rows], recipe=self._setting.recipe)
+        return [self.data_collator([rows[place] for place in part]) for part in parts]
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        steps = list(islice(epoch_iterator, num_batches))
+        return steps, self._get_num_items_in_batch([micro for step in steps for micro in step], device)
+
+    def training_step(self, model: Any, inputs: list[dict[str, Any]], num_items_in_batch: Any = None) -> Any:
+        rows = [len(micro["input_ids"]) for micro in inputs]
+        losses = []
+        for micro, count in zip(inputs, rows, strict=True):
+            # A loss that is a mean over rows is divided by this.
+            self.current_gradient_accumulation_steps = sum(rows) / count
+            losses.append(super().training_step(model, micro, num_items_in_batch))
+        return sum(losses)
+
+    def floating_point_ops(self, inputs: list[dict[str, Any]]) -> int:
+        return sum(super(Steady, self).floating_point_ops(micro) for micro in inputs)
+
+    def _track_num_input_tokens(self, inputs: list[dict[str, Any]]) -> None:
+        for micro in inputs:
+            super()._track_num_input_tokens(micro)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         methods.load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
@@ -63,8 +106,22 @@ class Steady:
                 raise OSError(errno.ENOSPC, "No space left on device", self.args.output_dir) from error
             raise
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return LikeLengths(lengths=self._lengths, batch=self._global_batch_size, seed=self.args.seed)
+
+class StepRows(Sampler[list[int]]):
+    """`step_rows` for the data loader, which sets the epoch: a resumed run finds the steps of the run before it."""
+
+    def __init__(self, *, spec: TrainSpec, lengths: Sequence[int]) -> None:
+        self._spec, self._lengths = spec, lengths
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(step_rows(self._spec, lengths=self._lengths, epoch=self._epoch))
+
+    def __len__(self) -> int:
+        return steps_in_epoch(self._spec, lengths=self._lengths)
 
 
 class CompletionTrainer(Steady, SFTTrainer):
@@ -104,23 +161,6 @@ class CompletionTrainer(Steady, SFTTrainer):
         return sum(counts) / len(counts)
 
 
-class LikeLengths(Sampler[int]):
-    """`row_order` for the data loader, which sets the epoch: a resumed run finds the order of the run before it."""
-
-    def __init__(self, *, lengths: Sequence[int], batch: int, seed: int) -> None:
-        self._lengths, self._batch, self._seed = lengths, batch, seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(row_order(self._lengths, batch=self._batch, seed=self._seed, epoch=self._epoch))
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """Where and how a training runs, without what it learns from."""
@@ -151,8 +191,8 @@ def make_trainer(
     )
     with told_layers(setting.spec, model=model):
         trainer = CompletionTrainer(
+            setting=setting,
             lengths=lengths,
-            global_batch_size=setting.spec.global_batch_size,
             model=model,
             args=arguments,
             train_dataset=to_dataset(rows),
@@ -168,14 +208,14 @@ def make_trainer(
 def common_arguments(setting: Setting, *, model: PreTrainedModel, longest: int, evaluates: bool) -> dict[str, Any]:
     """Arguments of any of the library's trainers; `longest` is the longest row in tokens."""
     spec, recipe, device = setting.spec, setting.recipe, setting.device
-    tokens = recipe.micro_batch_size * longest
-    keeps = keeps_activations(shape=shape_of(model), tokens=tokens, free_bytes=free_memory(device))
+    keeps = keeps_activations(shape=shape_of(model), tokens=recipe.tokens_at_a_time, free_bytes=free_memory(device))
+    at_a_time = recipe.rows_at_a_time or max(1, recipe.tokens_at_a_time // longest)
     return {
         "output_dir": str(setting.aside),
         "max_steps": recipe.steps,
-        "per_device_train_batch_size": recipe.micro_batch_size,
-        "per_device_eval_batch_size": recipe.micro_batch_size,
-        "gradient_accumulation_steps": recipe.accumulation,
+        "per_device_train_batch_size": at_a_time,
+        "per_device_eval_batch_size": at_a_time,
+        "gradient_accumulation_steps": 1,  # a batch is a step
         "learning_rate": spec.learning_rate,
         "lr_scheduler_type": SCHEDULERS[spec.scheduler],
         "lr_scheduler_kwargs": scheduler_options(spec.scheduler, recipe=recipe),

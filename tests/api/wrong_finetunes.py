@@ -281,6 +281,18 @@ FINETUNES = (
         "should be less than or equal to 131072",
     ),
     _finetune(
+        "a batch in rows and in tokens",
+        {"spec.training": {"globalBatchSize": 8, "globalBatchTokens": 8192}},
+        "spec.training",
+        "must set at most one of globalBatchSize and globalBatchTokens",
+    ),
+    _finetune(
+        "a batch of hardly a word",
+        {"spec.training": {"globalBatchTokens": 2}},
+        "spec.training.globalBatchTokens",
+        "greater than or equal to 16",
+    ),
+    _finetune(
         "early stopping without a measurement",
         {"spec.training": {"earlyStopping": {"patience": 2}}},
         "spec.training.earlyStopping",

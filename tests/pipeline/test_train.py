@@ -187,13 +187,13 @@ def test_micro_batches_change_the_memory_and_not_the_steps(
 ) -> None:
     spec = SPEC.model_copy(update={"max_steps": 4, "lora": LoraSpec()})
     curves = []
-    for micro in (8, 2):
+    for micro in (8, 3):
         mine = Workspace(root=tmp_path / str(micro), base_model=prepared[0].base_model)
         mine.root.mkdir()
         runtime = Runtime(device="cpu", micro_batch_size=micro)
         finished = mine.run(mine.config(spec, parents={"prepare": prepared[1]}, runtime=runtime))
         assert finished.code == 0, finished.log
-        assert f"4 steps of 8 rows ({micro} at a time)" in finished.log
+        assert "4 steps of 8 rows" in finished.log
         curves.append(losses(finished))
     assert curves[0] == pytest.approx(curves[1], abs=2e-2)
 

@@ -221,3 +221,24 @@ def test_noise_on_the_embeddings_changes_the_training(prepared: tuple[Workspace,
         state = json.loads((finished.directory / "adapter/adapter_config.json").read_text())
         assert state["peft_type"] == "LORA"
     assert curves[0][0] != pytest.approx(curves[1][0], abs=1e-3)
+
+
+@pytest.mark.parametrize("batch", [{"global_batch_size": 8}, {"global_batch_tokens": 300}])
+def test_a_step_is_the_same_on_any_card(
+    prepared: tuple[Workspace, Finished], tmp_path: Path, batch: dict[str, int]
+) -> None:
+    spec = SPEC.model_copy(update={**batch, "max_steps": 4, "learning_rate": 1e-3})
+    runs = []
+    for micro in (None, 3):
+        mine = Workspace(root=tmp_path / str(micro), base_model=prepared[0].base_model)
+        mine.root.mkdir()
+        runtime = Runtime(device="cpu", micro_batch_size=micro)
+        finished = mine.run_here(mine.config(spec, parents={"prepare": prepared[1]}, runtime=runtime))
+        assert finished.code == 0, finished.log
+        runs.append(finished)
+    curves = [[row["loss"] for row in run.rows("trainer_log.jsonl") if "loss" in row] for run in runs]
+    assert curves[0] == pytest.approx(curves[1], abs=2e-2)
+    tokens = {int(run.outcome.facts["tokens"]) for run in runs}
+    assert len(tokens) == 1
+    if "global_batch_tokens" in batch:
+        assert 4 * 200 < tokens.pop() <= 4 * 340

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from tuneserve_pipeline import machine
 from tuneserve_pipeline.contract import TrainSpec
-from tuneserve_pipeline.recipe import Shape, keeps_activations, make_recipe, micro_batch, row_order, total_steps
+from tuneserve_pipeline.recipe import (
+    Recipe,
+    Shape,
+    keeps_activations,
+    make_recipe,
+    micro_batches,
+    step_rows,
+    steps_in_epoch,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,46 +27,74 @@ from tuneserve_pipeline.recipe import Shape, keeps_activations, make_recipe, mic
         ({"epochs": 0.5}, 160, 5),
         ({"epochs": 0.001}, 160, 1),
         ({"epochs": 1.0, "global_batch_size": 64}, 10, 1),
+        ({"epochs": 2.0, "global_batch_tokens": 100}, 50, 10),  # of ten tokens each
+        ({"epochs": 2.0, "global_batch_tokens": 5}, 50, 100),  # a step has at least one row
     ],
 )
 def test_total_steps(given_spec: dict[str, float], rows: int, steps: int) -> None:
-    assert total_steps(TrainSpec(**given_spec), rows=rows) == steps
+    assert make_recipe(TrainSpec(**given_spec), lengths=[10] * rows, device="cpu").steps == steps
 
 
-@given(global_batch_size=st.integers(1, 512), wanted=st.integers(1, 1024))
-def test_global_batch_is_kept(global_batch_size: int, wanted: int) -> None:
-    micro = micro_batch(global_batch_size=global_batch_size, wanted=wanted)
-    assert 1 <= micro <= wanted
-    assert global_batch_size % micro == 0
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=400)
 
 
-def test_micro_batch_is_bounded_by_tokens_unless_it_is_given() -> None:
+@given(lengths=LENGTHS, tokens=st.integers(300, 2000), rows=st.none() | st.integers(1, 40))
+def test_micro_batches_have_all_rows_once_and_fit(lengths: list[int], tokens: int, rows: int | None) -> None:
+    recipe = Recipe(
+        steps=1, steps_in_epoch=1, warmup_steps=0, decay_steps=0, tokens_at_a_time=tokens, rows_at_a_time=rows
+    )
+    parts = micro_batches(lengths, recipe=recipe)
+    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+    for part in parts:
+        if rows is None:
+            assert len(part) * max(lengths[row] for row in part) <= tokens
+        else:
+            assert len(part) <= rows
+
+
+def test_what_is_on_the_device_is_bounded_by_tokens_unless_rows_are_given() -> None:
     spec = TrainSpec(global_batch_size=16, max_steps=100, warmup_ratio=0.1)
     long = make_recipe(spec, lengths=[30, 1000], device="cpu")
-    assert (long.micro_batch_size, long.accumulation, long.warmup_steps) == (4, 4, 10)
-    assert make_recipe(spec, lengths=[30, 90_000], device="cpu").micro_batch_size == 1
+    assert (long.tokens_at_a_time, long.rows_at_a_time, long.warmup_steps) == (4096, None, 10)
+    assert micro_batches([30] * 12 + [1000] * 4, recipe=long) == [list(range(12)), [12, 13, 14, 15]]
+    assert make_recipe(spec, lengths=[30, 90_000], device="cpu").tokens_at_a_time == 90_000
     told = make_recipe(spec, lengths=[30, 1000], device="cpu", micro_batch_size=6)
-    assert (told.micro_batch_size, told.accumulation) == (4, 4)
+    assert [len(part) for part in micro_batches([30] * 16, recipe=told)] == [6, 6, 4]
 
 
 @given(
-    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=400),
+    lengths=LENGTHS,
     batch=st.integers(1, 32),
+    tokens=st.none() | st.integers(1, 4000),
     seed=st.integers(0, 3),
     epoch=st.integers(0, 3),
 )
-def test_every_row_comes_once_in_an_epoch(lengths: list[int], batch: int, seed: int, epoch: int) -> None:
-    order = row_order(lengths, batch=batch, seed=seed, epoch=epoch)
-    assert sorted(order) == list(range(len(lengths)))
-    assert order == row_order(lengths, batch=batch, seed=seed, epoch=epoch)
+def test_every_row_comes_once_in_an_epoch(
+    lengths: list[int], batch: int, tokens: int | None, seed: int, epoch: int
+) -> None:
+    spec = TrainSpec(global_batch_size=batch, global_batch_tokens=tokens, seed=seed)
+    steps = step_rows(spec, lengths=lengths, epoch=epoch)
+    assert sorted(row for step in steps for row in step) == list(range(len(lengths)))
+    assert len(steps) == steps_in_epoch(spec, lengths=lengths)
+    assert all(steps)
+    assert steps == step_rows(spec, lengths=lengths, epoch=epoch)
 
 
-def test_rows_of_a_step_have_like_lengths() -> None:
+@given(lengths=st.lists(st.integers(1, 50), min_size=200, max_size=400), tokens=st.integers(500, 2000))
+def test_steps_have_about_as_many_tokens_as_are_asked_for(lengths: list[int], tokens: int) -> None:
+    steps = step_rows(TrainSpec(global_batch_tokens=tokens), lengths=lengths, epoch=0)
+    mean = sum(lengths) / len(steps)
+    assert mean <= tokens
+    assert all(abs(sum(lengths[row] for row in step) - mean) <= 2 * 50 for step in steps)
+
+
+@pytest.mark.parametrize("given_spec", [{"global_batch_size": 16}, {"global_batch_tokens": 1700}])
+def test_rows_of_a_step_have_like_lengths(given_spec: dict[str, int]) -> None:
     lengths = [10 + 37 * row % 200 for row in range(1600)]
-    order = row_order(lengths, batch=16, seed=1, epoch=0)
-    assert order != row_order(lengths, batch=16, seed=1, epoch=1)
-    assert order != row_order(lengths, batch=16, seed=2, epoch=0)
-    padded = sum(16 * max(lengths[row] for row in order[start : start + 16]) for start in range(0, 1600, 16))
+    steps = step_rows(TrainSpec(seed=1, **given_spec), lengths=lengths, epoch=0)
+    assert steps != step_rows(TrainSpec(seed=1, **given_spec), lengths=lengths, epoch=1)
+    assert steps != step_rows(TrainSpec(seed=2, **given_spec), lengths=lengths, epoch=0)
+    padded = sum(len(step) * max(lengths[row] for row in step) for step in steps)
     unsorted = sum(16 * max(lengths[start : start + 16]) for start in range(0, 1600, 16))
     assert padded < 1.1 * sum(lengths) < 1.5 * sum(lengths) < unsorted
 

@@ -76,6 +76,10 @@ class Training(Part):
             message="must set at most one of epochs and maxSteps",
         ),
         Rule(
+            rule="!(has(self.globalBatchSize) && has(self.globalBatchTokens))",
+            message="must set at most one of globalBatchSize and globalBatchTokens",
+        ),
+        Rule(
             rule="!has(self.earlyStopping) || has(self.evaluationSteps)",
             message="must set evaluationSteps with earlyStopping: how often the loss is measured that shall fall",
             field_path=".earlyStopping",
@@ -88,7 +92,7 @@ class Training(Part):
     """Optimizer steps to train for, instead of epochs."""
     learning_rate: Annotated[DecimalString, decimal(above=0, at_most=1, example="2e-4")] | None = None
     """Highest learning rate, as a decimal number in quotes, greater than 0 and at most 1. Left out: "2e-4" for QLoRA
-    and LoRA, "2e-5" for Full, "3e-3" for IA3, "1e-1" for PromptTuning, "1e-2" for PrefixTuning."""
+    and LoRA, "2e-5" for Full, "3e-3" for IA3, "3e-2" for PromptTuning and PrefixTuning."""
     scheduler: Scheduler = Scheduler.COSINE
     """Course of the learning rate after the warm-up: Cosine and Linear fall to 0, CosineWithMinimum to a tenth;
     Constant stays; InverseSquareRoot falls ever more slowly; WarmupStableDecay stays, and falls to 0 in the last tenth
@@ -99,8 +103,12 @@ class Training(Part):
     """Decay of the trained weights in each step, from 0 to 1."""
     max_gradient_norm: Annotated[DecimalString, decimal(above=0, at_most=1000, example="1.0")] = "1.0"
     """Norm to which longer gradients are cut."""
-    global_batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Rows in one optimizer step, however they are spread over the memory of the GPU."""
+    global_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Rows in one optimizer step, however many of them fit the memory of the GPU at a time. Left out, without
+    globalBatchTokens: 16."""
+    global_batch_tokens: Annotated[int, Field(ge=16, le=16_777_216)] | None = None
+    """Tokens in one optimizer step instead of rows: about as many in each, and at least one row. Better where rows
+    are of very different lengths."""
     max_sequence_length: Annotated[int, Field(ge=16, le=131_072)] = 2048
     """Longest row in tokens, prompt and answer together."""
     neftune_alpha: Annotated[DecimalString, decimal(above=0, at_most=100, example="5")] | None = None

@@ -12,14 +12,16 @@ from tuneserve_pipeline import contract
 Digests = Mapping[tuple[str, str], str]
 
 LORA_METHODS = frozenset({contract.Method.QLORA, contract.Method.LORA})
+#: Rows in a step when neither rows nor tokens are given.
+GLOBAL_BATCH_SIZE = 16
 #: What is learned well without being asked, as the field's description says.
 LEARNING_RATES = {
     contract.Method.QLORA: 2e-4,
     contract.Method.LORA: 2e-4,
     contract.Method.FULL: 2e-5,
     contract.Method.IA3: 3e-3,
-    contract.Method.PROMPT_TUNING: 0.1,
-    contract.Method.PREFIX_TUNING: 0.01,
+    contract.Method.PROMPT_TUNING: 3e-2,
+    contract.Method.PREFIX_TUNING: 3e-2,
 }
 
 
@@ -103,7 +105,8 @@ def _train(spec: api.FineTuneSpec) -> contract.TrainSpec:
         warmup_ratio=float(training.warmup),
         weight_decay=float(training.weight_decay),
         max_gradient_norm=float(training.max_gradient_norm),
-        global_batch_size=training.global_batch_size,
+        global_batch_size=training.global_batch_size or GLOBAL_BATCH_SIZE,
+        global_batch_tokens=training.global_batch_tokens,
         max_sequence_length=training.max_sequence_length,
         seed=training.seed,
         neftune_alpha=float(training.neftune_alpha or 0),

@@ -86,6 +86,8 @@ CLAIM_SOURCE = {"claim": {"name": "data", "path": "train.jsonl"}}
         ({"training": {"learningRate": "0.0002"}}, set()),  # the default in other words
         ({"training": {"checkpoints": {"steps": 7, "keep": 5}}}, set()),  # how it is interrupted, not what it learns
         ({"training": {"neftuneAlpha": "5"}}, {"train"}),
+        ({"training": {"globalBatchSize": 16}}, set()),  # the default
+        ({"training": {"globalBatchTokens": 8192}}, {"train"}),
         ({"training": {"evaluationSteps": 10}}, {"train"}),
         ({"training": {"scheduler": "WarmupStableDecay"}}, {"train"}),
         ({"training": {"maxSequenceLength": 512}}, {"prepare", "train"}),
