@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneserve_pipeline import course, models
 from tuneserve_pipeline.checkpoints import Checkpoint, CheckpointStore
-from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, TrainSpec
+from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, Objective, TrainSpec
 from tuneserve_pipeline.errors import Interrupted, InvalidConfig, StageFailure
 from tuneserve_pipeline.machine import configure_process
 from tuneserve_pipeline.recipe import make_recipe
@@ -35,6 +35,12 @@ def run(job: StageRun) -> StageResult:
     assert isinstance(spec, TrainSpec)
     configure_process()
     prepared = job.input("prepare")
+    if spec.objective is Objective.DPO:
+        raise InvalidConfig(
+            reason="NoPreferences",
+            message="spec.objective DPO learns from pairs of answers, and the rows of this task have one answer each: "
+            "leave objective out",
+        )
     model = read_base(prepared)
     rows = read_rows(
         prepared / "train.jsonl",

@@ -318,6 +318,12 @@ FINETUNES = (
         "dataset.validation, or leave evaluationSteps out",
     ),
     _finetune(
+        "noise beside a learned prompt",
+        {"spec.method": "PromptTuning", "spec.exports": _ADAPTER, "spec.training": {"neftuneAlpha": "5"}},
+        "spec.training.neftuneAlpha",
+        "must be left out with PromptTuning and PrefixTuning: they learn what stands before the embeddings",
+    ),
+    _finetune(
         "noise without a scale",
         {"spec.training": {"neftuneAlpha": "0"}},
         "spec.training.neftuneAlpha",

@@ -9,6 +9,7 @@ from threading import Event
 import pytest
 import torch
 
+from support.stages import Finished, Workspace
 from support.tiny import tiny_tokenizer
 from tuneserve_pipeline import methods
 from tuneserve_pipeline.callbacks import CheckpointKeeper, ProgressReporter
@@ -106,6 +107,12 @@ def test_beta_holds_the_model_near_its_base(tiny_model: Path, tmp_path: Path) ->
         learning.train()
         margins.append(learning.evaluate()["eval_rewards/margins"] / beta)
     assert margins[0] > margins[1] > 0
+
+
+def test_rows_with_one_answer_are_no_pairs(prepared: tuple[Workspace, Finished], tmp_path: Path) -> None:
+    mine = Workspace(root=tmp_path, base_model=prepared[0].base_model)
+    refused = mine.run_here(mine.config(SPEC, parents={"prepare": prepared[1]}))
+    assert (refused.code, refused.reason) == (64, "NoPreferences")
 
 
 def test_a_pair_is_as_long_as_both_of_its_rows() -> None:

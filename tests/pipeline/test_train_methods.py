@@ -38,6 +38,7 @@ SPECS = {
     "rslora": LORA.model_copy(update={"lora": LoraSpec(rank=8, alpha=8, rank_stabilized=True, dropout=0.05)}),
     "lora-8bit": LORA.model_copy(update={"lora": LoraSpec(base_bits=8)}),
     "dora": LORA.model_copy(update={"lora": LoraSpec(weight_decomposed=True)}),
+    "qdora": BASE.model_copy(update={"lora": LoraSpec(weight_decomposed=True)}),
     "ia3": BASE.model_copy(update={"method": Method.IA3, "learning_rate": 0.1}),
     "full": BASE.model_copy(update={"method": Method.FULL, "learning_rate": 1e-3}),
     "prompt": BASE.model_copy(
@@ -48,7 +49,7 @@ SPECS = {
     ),
 }
 PROMPTS = ("prompt", "prefix")
-MERGED = ("rslora", "lora-8bit", "dora", "ia3")
+MERGED = ("rslora", "lora-8bit", "dora", "qdora", "ia3")
 RUNTIME = Runtime(device="cpu", checkpoints=Checkpoints(steps=2, keep=2))
 
 

@@ -145,6 +145,11 @@ class FineTuneSpec(Part):
             field_path=".exports",
         ),
         Rule(
+            rule="!has(self.training.neftuneAlpha) || !(self.method in ['PromptTuning', 'PrefixTuning'])",
+            message="must be left out with PromptTuning and PrefixTuning: they learn what stands before the embeddings",
+            field_path=".training.neftuneAlpha",
+        ),
+        Rule(
             rule="!has(self.lora.baseBits) || self.method == 'LoRA'",
             message="must be left out unless method is LoRA: QLoRA holds the base in 4 bits, other methods in 16",
             field_path=".lora.baseBits",
