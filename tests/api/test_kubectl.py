@@ -15,7 +15,8 @@ pytestmark = pytest.mark.controlplane
     ("field", "words"),
     [
         ("finetunes", "A FineTune declares artifacts: a base model, tuned on a data set, exported, and measured."),
-        ("ftune.spec.training.learningRate", 'greater than 0 and at most 1. Default: "2e-4".'),
+        ("ftune.spec.training.learningRate", 'greater than 0 and at most 1. Left out: "2e-4" for QLoRA and LoRA'),
+        ("ftune.spec.training.maxGradientNorm", 'Norm to which longer gradients are cut. Default: "1.0".'),
         ("ftune.spec.training.maxSequenceLength", "Longest row in tokens, prompt and answer together. Default: 2048."),
         ("ftune.spec.method", "ENUM: QLoRA"),
         ("ftune.spec.dataset.columns", "A classification has the fields text and label"),
