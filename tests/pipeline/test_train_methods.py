@@ -100,7 +100,7 @@ def losses(finished: Finished) -> list[float]:
 def test_it_learns(runs: Runs, name: str) -> None:
     curve = losses(runs.trained(name))
     assert len(curve) == 8
-    assert sum(curve[-2:]) < 0.95 * sum(curve[:2]), curve
+    assert curve[-1] < 0.95 * curve[0], curve
     assert runs.trained(name).outcome.metrics["evalLoss"] < curve[0]
 
 
