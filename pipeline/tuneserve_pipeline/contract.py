@@ -219,6 +219,10 @@ class TrainSpec(Variant):
     max_gradient_norm: float = 1.0
     global_batch_size: int = 16
     """Rows in one optimizer step, however they are spread over micro-batches."""
+    global_batch_tokens: int | None = None
+    """Instead: tokens in one optimizer step, at most, and as many as whole rows can fill."""
+    packing: Literal["Auto", "Always", "Never"] = "Auto"
+    """Whether rows lie end to end on the device, without padding; Auto: on a GPU, for models that can be packed."""
     max_sequence_length: int = 2048
     seed: int = 42
     checkpoint_steps: int = 50

@@ -40,9 +40,19 @@ class Shape:
     intermediate: int
 
 
-def make_recipe(spec: TrainSpec, *, lengths: Sequence[int], device: str, micro_batch_size: int | None = None) -> Recipe:
-    """`lengths`: tokens of each row. `micro_batch_size`: what the platform asks for; none: as the device can take."""
-    steps = total_steps(spec, rows=len(lengths))
+def make_recipe(
+    spec: TrainSpec,
+    *,
+    lengths: Sequence[int],
+    device: str,
+    micro_batch_size: int | None = None,
+    epoch_steps: int | None = None,
+) -> Recipe:
+    """`lengths`: tokens of each row. `micro_batch_size`: what the platform asks for; none: as the device can take.
+
+    `epoch_steps`: optimizer steps of an epoch, if they are cut already.
+    """
+    steps = total_steps(spec, epoch_steps=epoch_steps or math.ceil(len(lengths) / spec.global_batch_size))
     micro = micro_batch(
         global_batch_size=spec.global_batch_size,
         wanted=micro_batch_size or max(1, TOKENS_AT_A_TIME[device] // max(lengths)),
@@ -55,12 +65,12 @@ def make_recipe(spec: TrainSpec, *, lengths: Sequence[int], device: str, micro_b
     )
 
 
-def total_steps(spec: TrainSpec, *, rows: int) -> int:
+def total_steps(spec: TrainSpec, *, epoch_steps: int) -> int:
     """Optimizer steps: `max_steps`, or as many as the epochs have; the last batch of an epoch may be smaller."""
     if spec.max_steps is not None:
         return spec.max_steps
     epochs = DEFAULT_EPOCHS if spec.epochs is None else spec.epochs
-    return max(1, math.ceil(epochs * math.ceil(rows / spec.global_batch_size)))
+    return max(1, math.ceil(epochs * epoch_steps))
 
 
 def micro_batch(*, global_batch_size: int, wanted: int) -> int:

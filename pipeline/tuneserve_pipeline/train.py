@@ -19,6 +19,9 @@ from tuneserve_pipeline.stage import StageResult, StageRun
 from tuneserve_pipeline.tokenization import Base, copy_tokenizer, load_tokenizer, read_base
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tuneserve_pipeline.packed.training import PackedSteps
     from tuneserve_pipeline.trainer import CompletionTrainer
 
 log = logging.getLogger(__name__)
@@ -27,6 +30,8 @@ RESUMES = True
 LOG_FILE = "trainer_log.jsonl"
 #: Rows of the validation split that the loss at the end is taken over: enough to compare runs, and soon done.
 EVALUATION_ROWS = 64
+#: Tokens that go through the device at once when rows lie end to end. On a GPU products are saturated from here on.
+PACKED_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
 def run(job: StageRun) -> StageResult:
@@ -53,18 +58,22 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
     from tuneserve_pipeline.callbacks import CheckpointKeeper, ProgressReporter
 
     device = job.config.runtime.device
-    recipe = make_recipe(
-        spec,
-        lengths=[len(row.input_ids) for row in rows],
-        device=device,
-        micro_batch_size=job.config.runtime.micro_batch_size,
-    )
+    lengths = [len(row.input_ids) for row in rows]
     store = CheckpointStore(directory=job.partial / "checkpoints", keep=spec.checkpoint_keep)
     checkpoint = store.newest()
     reporter = ProgressReporter(job.progress)
     _check_device(device)
+    quantized = training.load_quantized(model.path, device=device)
+    packed = _packed_steps(quantized, spec=spec, rows=rows, device=device)
+    recipe = make_recipe(
+        spec,
+        lengths=lengths,
+        device=device,
+        micro_batch_size=job.config.runtime.micro_batch_size,
+        epoch_steps=None if packed is None else len(packed),
+    )
     trainer = training.make_trainer(
-        model=training.load_quantized(model.path, device=device),
+        model=quantized,
         tokenizer=load_tokenizer(model),
         spec=spec,
         recipe=recipe,
@@ -73,15 +82,19 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
         validation=validation,
         aside=store.aside,
         callbacks=[reporter, CheckpointKeeper(store=store, interrupted=job.interrupted)],
+        packed=packed,
     )
-    log.info(
-        "%d rows, %d steps of %d rows (%d at a time), activations are %s",
-        len(rows),
-        recipe.steps,
-        spec.global_batch_size,
-        recipe.micro_batch_size,
-        "computed twice" if trainer.args.gradient_checkpointing else "kept",
-    )
+    if packed is None:
+        log.info(
+            "%d rows, %d steps of %d rows (%d at a time), activations are %s",
+            len(rows),
+            recipe.steps,
+            spec.global_batch_size,
+            recipe.micro_batch_size,
+            "computed twice" if trainer.args.gradient_checkpointing else "kept",
+        )
+    else:
+        log.info("%d rows, %d steps of %.0f tokens, end to end", len(rows), recipe.steps, sum(lengths) / len(packed))
     if job.interrupted.is_set():  # while the model was loaded: nothing is lost
         raise Interrupted
     _run_steps(trainer, checkpoint=checkpoint, steps=recipe.steps)
@@ -103,6 +116,36 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
             "tokens": str(int(trainer.state.num_input_tokens_seen)),
         },
     )
+
+
+def _packed_steps(model: "PreTrainedModel", *, spec: TrainSpec, rows: list[Row], device: str) -> "PackedSteps | None":
+    """The steps of rows laid end to end; none where rows are padded."""
+    if spec.packing == "Never" or (spec.packing == "Auto" and device == "cpu"):
+        return None
+    import numpy as np
+
+    from tuneserve_pipeline import trainer as training
+    from tuneserve_pipeline.packed.training import plan_steps
+    from tuneserve_pipeline.packed.weights import unsupported
+
+    longest = max(len(row.input_ids) for row in rows)
+    adapted = spec.lora.target_modules or training.linear_layers(model)
+    reason = unsupported(model, adapted=adapted, dropout=spec.lora.dropout, longest=longest)
+    if reason is None:
+        return plan_steps(
+            spec,
+            rows=[(np.array(row.input_ids), np.array(row.labels)) for row in rows],
+            longest=longest,
+            tokens=PACKED_TOKENS[device],
+            pin=device == "cuda",
+        )
+    if spec.packing == "Always":
+        raise InvalidConfig(
+            reason="PackingImpossible",
+            message=f"spec.training.packing is Always, but {reason}: set it to Auto or Never",
+        )
+    log.info("rows are padded, not packed: %s", reason)
+    return None
 
 
 def _check_device(device: str) -> None:

@@ -5,11 +5,13 @@ onto the whole vocabulary, a third of a step), rows of like length come together
 run before a checkpoint keeps it.
 """
 
+import dataclasses
 import errno
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as functional
@@ -32,6 +34,9 @@ from tuneserve_pipeline.errors import InvalidConfig
 from tuneserve_pipeline.machine import memory_available
 from tuneserve_pipeline.recipe import Recipe, Shape, keeps_activations, row_order
 from tuneserve_pipeline.rows import IGNORED, Row
+
+if TYPE_CHECKING:
+    from tuneserve_pipeline.packed.training import PackedSteps
 
 _SCHEDULERS = {
     Scheduler.COSINE: "cosine",
@@ -133,11 +138,15 @@ def make_trainer(
     validation: Sequence[Row],
     aside: Path,
     callbacks: Sequence[TrainerCallback],
+    packed: "PackedSteps | None" = None,
 ) -> CompletionTrainer:
-    """A trainer that writes its checkpoints below `aside`; raises `InvalidConfig` for layers the model lacks."""
+    """A trainer that writes its checkpoints below `aside`; raises `InvalidConfig` for layers the model lacks.
+
+    `packed`: the steps of rows laid end to end; with them the packed engine computes each step.
+    """
     lengths = [len(row.input_ids) for row in rows]
     layers = linear_layers(model)
-    keeps = keeps_activations(
+    keeps = packed is not None or keeps_activations(
         shape=shape_of(model), tokens=recipe.micro_batch_size * max(lengths), free_bytes=free_memory(device)
     )
     arguments = SFTConfig(
@@ -169,8 +178,14 @@ def make_trainer(
         report_to=[],
         use_cpu=device == "cpu",
     )
+    kind: Callable[..., CompletionTrainer] = CompletionTrainer
+    if packed is not None:
+        from tuneserve_pipeline.packed.training import PackedTrainer, settings
+
+        kind = partial(PackedTrainer, packed=packed)
+        arguments = dataclasses.replace(arguments, **settings(longest=max(lengths)))
     try:
-        trainer = CompletionTrainer(
+        trainer = kind(
             lengths=lengths,
             global_batch_size=spec.global_batch_size,
             model=model,

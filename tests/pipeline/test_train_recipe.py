@@ -1,5 +1,6 @@
 """Steps, micro-batches, the order of rows, and what a pod may use: pure."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,10 @@ from tuneserve_pipeline.recipe import Shape, keeps_activations, make_recipe, mic
     ],
 )
 def test_total_steps(given_spec: dict[str, float], rows: int, steps: int) -> None:
-    assert total_steps(TrainSpec(**given_spec), rows=rows) == steps
+    assert (
+        total_steps(TrainSpec(**given_spec), epoch_steps=math.ceil(rows / TrainSpec(**given_spec).global_batch_size))
+        == steps
+    )
 
 
 @given(global_batch_size=st.integers(1, 512), wanted=st.integers(1, 1024))
