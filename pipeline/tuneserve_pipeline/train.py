@@ -105,6 +105,8 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
         metrics["evalLoss"] = float(trainer.evaluate()["eval_loss"])
     if reporter.tokens_per_second is not None:
         metrics["tokensPerSecond"] = round(reporter.tokens_per_second, 1)
+    if device == "cuda":
+        metrics["peakMemoryGiB"] = round(training.peak_memory() / 2**30, 2)
     write_adapter(trainer, model=model, target=job.partial / ADAPTER_DIRECTORY)
     _write_log(training.log_of(trainer.state.log_history), job.partial / LOG_FILE)
     store.remove()

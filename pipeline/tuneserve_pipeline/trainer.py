@@ -250,6 +250,11 @@ def free_memory(device: str) -> int:
     return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else memory_available()
 
 
+def peak_memory() -> int:
+    """Bytes that this process has held on the GPU at once, at most."""
+    return int(torch.cuda.max_memory_reserved())
+
+
 def log_of(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What the run logged at each step, without anything that depends on the machine's speed."""
     names = {"loss": "loss", "eval_loss": "evalLoss", "grad_norm": "gradientNorm", "learning_rate": "learningRate"}

@@ -28,7 +28,7 @@ from transformers import (
 from support.stages import Finished, Workspace
 from tuneserve_pipeline.contract import LoraSpec, TrainSpec
 from tuneserve_pipeline.packed.batches import labels_in, make_batch
-from tuneserve_pipeline.packed.engine import PackedEngine, limits_of
+from tuneserve_pipeline.packed.engine import Limits, PackedEngine, limits_of
 from tuneserve_pipeline.packed.weights import unsupported
 from tuneserve_pipeline.packing import Step, epoch_order, pack_rows, steps_of_rows, steps_of_tokens
 
@@ -171,7 +171,7 @@ def test_loss_and_gradients_are_those_of_transformers(family: str, tmp_path: Pat
     # In two batches, and with room that no row fills.
     engine.begin_step()
     for some in (rows[:3], rows[3:]):
-        limits = limits_of([(100, 4, count)])
+        limits = limits_of([(100, count)])
         engine.accumulate(make_batch(some, limits=limits, longest=LONGEST, weight=1 / count, pin=False))
     loss = engine.end_step()
 
@@ -182,6 +182,24 @@ def test_loss_and_gradients_are_those_of_transformers(family: str, tmp_path: Pat
     )
     assert torch.nn.functional.cosine_similarity(mine, theirs, 0) > 0.999
     assert (mine - theirs).norm() < 0.03 * theirs.norm()
+
+
+@pytest.mark.parametrize("room", [0, 1, 64, 100])
+def test_a_batch_is_filled_up_with_rows_of_nothing(room: int) -> None:
+    rows = labelled_rows((20, 44, 64))
+    limits = Limits(tokens=128 + room, labels=64)
+    batch = make_batch(rows, limits=limits, longest=LONGEST, weight=1.0, pin=False)
+    begins, ends, positions = (batch[name].tolist() for name in ("begins", "ends", "positions"))
+    assert [begin for place, begin in enumerate(begins) if place == begin][:4] == [0, 20, 64, 128][: 3 + (room > 0)]
+    assert max(end - begin for begin, end in zip(begins, ends, strict=True)) <= LONGEST
+    assert [place - begin for place, begin in enumerate(begins)] == positions
+    learned = [(int(place), int(label)) for place, label in zip(batch["places"], batch["labels"], strict=True)]
+    assert [pair for pair in learned if pair[1] >= 0] == [
+        (start + place - 1, int(labels[place]))
+        for start, (_, labels) in zip((0, 20, 64), rows, strict=True)
+        for place in range(1, len(labels))
+        if labels[place] >= 0
+    ]
 
 
 @pytest.mark.parametrize("changed", ["dropout", "adapted", "window"])

@@ -23,27 +23,26 @@ def make_batch(rows: Sequence[Row], *, limits: Limits, longest: int, weight: flo
     fill = limits.tokens - real
     ids = np.zeros(limits.tokens, dtype=np.int64)
     ids[:real] = np.concatenate([each for each, _ in rows])
-    positions = np.arange(limits.tokens, dtype=np.int64)
-    begins = np.concatenate([[0], lengths.cumsum()])
-    positions[:real] -= np.repeat(begins[:-1], lengths)
-    positions[real:] = (positions[real:] - real) % longest
-    # Attention takes rows of at most `longest` tokens; as many rows of nothing as could be needed, most of them empty.
-    fillers = np.minimum(real + longest * np.arange(1, -(-limits.tokens // longest) + 1), limits.tokens)
-    starts = np.concatenate([begins, np.full(limits.rows - len(rows), real), fillers]).astype(np.int32)
+    # What fills up is rows of nothing.
+    filling = [longest] * (fill // longest) + [fill % longest] * (fill % longest > 0)
+    sizes = np.concatenate([lengths, np.array(filling, dtype=np.int64)])
+    closes = sizes.cumsum()
+    begins, ends = np.repeat(closes - sizes, sizes), np.repeat(closes, sizes)
     labels = np.concatenate([each for _, each in rows])
     # A position predicts the token after it; the first token of a row is predicted by none.
     learned = labels != IGNORED
-    learned[begins[:-1]] = False
+    learned[(closes - sizes)[: len(rows)]] = False
     places = np.flatnonzero(learned)
     targets = np.full(limits.labels, IGNORED, dtype=np.int64)
     targets[: len(places)] = labels[places]
     sources = np.zeros(limits.labels, dtype=np.int64)
     sources[: len(places)] = places - 1
-    assert fill >= 0 and len(rows) <= limits.rows and len(places) <= limits.labels
+    assert fill >= 0 and len(places) <= limits.labels
     batch = {
         "ids": torch.from_numpy(ids),
-        "positions": torch.from_numpy(positions),
-        "starts": torch.from_numpy(starts),
+        "positions": torch.from_numpy(np.arange(limits.tokens) - begins),
+        "begins": torch.from_numpy(begins.astype(np.int32)),
+        "ends": torch.from_numpy(ends.astype(np.int32)),
         "places": torch.from_numpy(sources),
         "labels": torch.from_numpy(targets),
         "weight": torch.tensor(weight, dtype=torch.float32),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tuneserve_pipeline.packed import weights
+from tuneserve_pipeline.packed.kernels import TILE
 from tuneserve_pipeline.packed.layer import LabelledLoss, decoder_layer, loss_piece, rms_norm
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ Batch = Mapping[str, Tensor]
 
 #: Logits that exist at once, at most (elements): 256 MiB in fp32.
 _LOGITS = 2**26
-#: Bytes that stay free: the optimizer's first step, evaluation, fragmentation.
-_MARGIN = 3 * 2**28
+#: Bytes that stay free: the optimizer's first step, evaluation, fragmentation; 0.7 GiB of them were taken on a 7B.
+_MARGIN = 3 * 2**29
 _WARM_UPS = 2
 
 
@@ -33,7 +34,6 @@ class Limits:
     """Fixed shapes of a batch."""
 
     tokens: int
-    rows: int
     labels: int
 
 
@@ -45,19 +45,19 @@ class PackedEngine:
         """
         base: Any = model.get_base_model()  # type: ignore[operator]
         self.device: torch.device = base.get_input_embeddings().weight.device
-        self.shape = weights.shape_of(model, longest=longest)
-        self.layers = weights.fuse(model)
+        self.shape = weights.shape_of(model)
+        self.model = weights.fuse(model)
+        self.layers = self.model.layers
         self.cos, self.sin = weights.rotary_tables(model, longest=longest, device=self.device)
         self.embedding: Tensor = base.get_input_embeddings().weight.detach()
         self.head: Tensor = base.get_output_embeddings().weight.detach()
         self.norm: Tensor = base.model.norm.weight.detach().to(torch.bfloat16)
-        self.parameters = [each for linear in self._linears() for part in linear.parts for each in (part.a, part.b)]
-        self.gradients = {each: torch.zeros_like(each, dtype=torch.float32) for each in self.parameters}
         self.loss = torch.zeros((), device=self.device)
         self.checkpointed = 0
         self._memory = memory
         self._cuda = self.device.type == "cuda"
-        self._graphs: dict[int, tuple[Any, dict[str, Tensor]]] = {}
+        self._graph: Any = None
+        self._given: dict[str, Tensor] = {}
         self._refresh: Any = None
         self._layer: Any = partial(decoder_layer, self.shape)
         self._piece: Any = loss_piece
@@ -65,9 +65,6 @@ class PackedEngine:
             _prepare_compiler()
             self._layer = torch.compile(self._layer, dynamic=False)
             self._piece = torch.compile(self._piece, dynamic=False)
-
-    def _linears(self) -> list[weights.FusedLinear]:
-        return [linear for layer in self.layers for linear in layer.linears]
 
     # --- what the trainer calls ----------------------------------------------------------------------------------
 
@@ -80,36 +77,38 @@ class PackedEngine:
 
     def accumulate(self, batch: Batch) -> None:
         """Adds the batch's gradients and its loss to those of the step."""
-        size = batch["ids"].shape[0]
         if not self._cuda:
             self._accumulate(batch)
             return
-        if size not in self._graphs:
+        if self._graph is None:
             self._capture(batch)
-        graph, given = self._graphs[size]
-        for name, value in given.items():
+        for name, value in self._given.items():
             value.copy_(batch[name], non_blocking=True)
-        graph.replay()
+        self._graph.replay()
 
     def end_step(self) -> Tensor:
         """Sets the gradients of the parameters; returns the loss of the step."""
-        for parameter in self.parameters:
-            parameter.grad = self.gradients[parameter]
+        for adapters in self.model.adapters:
+            for part in adapters.parts:
+                part.set_gradients()
         return self.loss.clone()
 
     # --- the computation -----------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        for linear in self._linears():
-            linear.refresh()
-        torch._foreach_zero_(list(self.gradients.values()))
+        for adapters in self.model.adapters:
+            adapters.refresh()
+            adapters.clear_gradients()
+        for layer in self.layers:
+            for linear in layer.linears:
+                linear.refresh()
         self.loss.zero_()
 
     def forward(self, batch: Batch) -> Tensor:
         x = self.embedding[batch["ids"]].to(torch.bfloat16).requires_grad_()
         cos, sin = self.cos[batch["positions"]][:, None], self.sin[batch["positions"]][:, None]
         for index, layer in enumerate(self.layers):
-            given = (x, cos, sin, batch["starts"], *layer.weights().flat())
+            given = (x, cos, sin, batch["begins"], batch["ends"], *layer.weights().flat())
             if index < self.checkpointed:
                 x = checkpoint(self._layer, *given, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -120,39 +119,34 @@ class PackedEngine:
 
     def _accumulate(self, batch: Batch) -> None:
         loss = self.forward(batch)
-        linears = self._linears()
-        leaves = [leaf for linear in linears for leaf in (linear.a, linear.b)]
-        found = torch.autograd.grad(loss, leaves)
-        for index, linear in enumerate(linears):
-            linear.add_gradients(found[2 * index], found[2 * index + 1], self.gradients)
+        leaves = [leaf for adapters in self.model.adapters for leaf in (*adapters.a, *adapters.b)]
+        found = iter(torch.autograd.grad(loss, leaves))
+        for adapters in self.model.adapters:
+            das, dbs = ([next(found) for _ in some] for some in (adapters.a, adapters.b))
+            adapters.add_gradients(das, dbs)
         self.loss += loss.detach()
 
     # --- memory and graphs ---------------------------------------------------------------------------------------
 
     def _capture(self, batch: Batch) -> None:
-        given = {name: value.to(self.device) for name, value in batch.items()}
-        saved = [self.loss.clone(), *(each.clone() for each in self.gradients.values())]
+        """Of the first batch; all others have its shape."""
+        self._given = {name: value.to(self.device) for name, value in batch.items()}
+        parts = [part for adapters in self.model.adapters for part in adapters.parts]
+        sums = [self.loss, *(each for part in parts for each in (part.da, part.db))]
+        saved = [each.clone() for each in sums]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            if not self._graphs:
-                self._fit(given)
-            else:
-                self._warm_up(given)
+            self._fit(self._given)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            self._accumulate(given)
-        if self._refresh is None:
-            refresh = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(refresh, pool=graph.pool(), stream=stream):
-                self._begin()
-            self._refresh = refresh
-        self._graphs[given["ids"].shape[0]] = (graph, given)
+        self._graph, self._refresh = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            self._accumulate(self._given)
+        with torch.cuda.graph(self._refresh, pool=self._graph.pool(), stream=stream):
+            self._begin()
         # What the tries have added is no part of the step.
-        for value, before in zip((self.loss, *self.gradients.values()), saved, strict=True):
+        for value, before in zip(sums, saved, strict=True):
             value.copy_(before)
 
     def _warm_up(self, batch: Batch) -> None:
@@ -194,14 +188,14 @@ class PackedEngine:
         if self._memory is not None:
             allowed = min(allowed, self._memory)
         # The optimizer has two moments of each parameter, from its first step on.
-        moments = 2 * sum(each.numel() * 4 for each in self.parameters)
+        moments = 2 * sum(each.numel() * 4 for each in self.model.parameters)
         return allowed - torch.cuda.max_memory_reserved() - moments - _MARGIN
 
 
-def limits_of(packs: Sequence[tuple[int, int, int]]) -> Limits:
-    """The shape that all packs of (tokens, rows, labels) fit into, in whole tiles."""
-    tokens, rows, labels = (max(pack[place] for pack in packs) for place in range(3))
-    return Limits(tokens=-(-tokens // 64) * 64, rows=rows, labels=-(-labels // 64) * 64)
+def limits_of(packs: Sequence[tuple[int, int]]) -> Limits:
+    """The shape that all packs of (tokens, labels) fit into, in whole tiles."""
+    tokens, labels = (-(-max(pack[place] for pack in packs) // TILE) * TILE for place in range(2))
+    return Limits(tokens=tokens, labels=labels)
 
 
 def _prepare_compiler() -> None:

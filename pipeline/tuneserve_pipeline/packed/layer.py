@@ -1,10 +1,9 @@
 """One decoder layer of the Llama family over packed rows, in bfloat16 with norms, rotation and activation in fp32.
 
-Shapes: t tokens, d hidden, f intermediate. `cu` are the starts of the rows and the end (int32), as variable-length
-attention wants them. Must be compilable: no branch on the value of a tensor, no synchronisation.
+Shapes: t tokens, d hidden, f intermediate. `begins` and `ends` (t, int32): where the row of each token begins and ends.
+Must be compilable: no branch on the value of a tensor, no synchronisation.
 """
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,13 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from tuneserve_pipeline.packed.kernels import lora_backward, lora_forward
+from tuneserve_pipeline.packed.kernels import (
+    lora_backward,
+    lora_forward,
+    row_attention,
+    row_attention_backward,
+    swiglu_backward,
+)
 
 BF16 = torch.bfloat16
 
@@ -29,8 +34,6 @@ class Shape:
     kv_heads: int
     head_dim: int
     eps: float
-    longest: int
-    """Tokens of the longest row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +95,7 @@ class LoraMlp(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         wide, both, h1, h2, packed1, absmax1, a1, b1, packed2, absmax2, a2, b2 = ctx.saved_tensors
         dact, dh2, db2 = lora_backward(dy.contiguous(), h2, packed2, absmax2, a2, b2)
-        gate, up = both.float().chunk(2, -1)
-        s = torch.sigmoid(gate)
-        act = (gate * s * up).to(BF16)
-        dboth = torch.cat([dact * up * s * (1 + gate * (1 - s)), dact * gate * s], -1).to(BF16)
+        act, dboth = swiglu_backward(both, dact)
         dx, dh1, db1 = lora_backward(dboth, h1, packed1, absmax1, a1, b1)
         return dx, None, None, dh1.t() @ wide[:, : a1.shape[1]], db1, None, None, dh2.t() @ act, db2
 
@@ -111,7 +111,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(BF16)
 
 
-def decoder_layer(shape: Shape, x: Tensor, cos: Tensor, sin: Tensor, cu: Tensor, *weights: Any) -> Tensor:
+def decoder_layer(
+    shape: Shape, x: Tensor, cos: Tensor, sin: Tensor, begins: Tensor, ends: Tensor, *weights: Any
+) -> Tensor:
     """x (t, d) -> (t, d); `weights` as `LayerWeights.flat` gives them."""
     input_norm, post_norm, q_norm, k_norm = weights[:4]
     qkv, o, gate_up, down = weights[4:9], weights[9:14], weights[14:19], weights[19:24]
@@ -125,43 +127,37 @@ def decoder_layer(shape: Shape, x: Tensor, cos: Tensor, sin: Tensor, cu: Tensor,
         q, k = rms_norm(q, q_norm, shape.eps), rms_norm(k, k_norm, shape.eps)
     # A view of v would keep all of q, k and v for the backward pass.
     v = v.clone(memory_format=torch.contiguous_format)
-    attended = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, cu, shape.longest)
+    attended = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, begins, ends)
     x = x + LoraLinear.apply(attended.reshape(t, shape.heads * d), *o[:4])
     return x + LoraMlp.apply(rms_norm(x, post_norm, shape.eps), *gate_up[:4], *down[:4])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int) -> Tensor:
+class RowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, begins: Tensor, ends: Tensor) -> Tensor:
+        out, lse = row_attention(q, k, v, begins)
+        ctx.save_for_backward(q, k, v, begins, ends, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, begins, ends, out, lse = ctx.saved_tensors
+        delta = (out.float() * dout).sum(-1)
+        return *row_attention_backward(dout.contiguous(), q, k, v, begins, ends, lse, delta), None, None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, begins: Tensor, ends: Tensor) -> Tensor:
     """Causal attention within each row: q (t, heads, d), k and v (t, kv_heads, d) -> (t, heads, d)."""
-    if not q.is_cuda:
-        return _attend_row_by_row(q, k, v, cu)
-    from torch.nn.attention.varlen import varlen_attn
-
-    if not _GROUPS and k.shape[1] != q.shape[1]:
-        k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], 1) for each in (k, v))
-    grouped = {"enable_gqa": True} if _GROUPS and k.shape[1] != q.shape[1] else {}
-    return varlen_attn(q, k, v, cu, cu, longest, longest, **_CAUSAL, **grouped)  # type: ignore[arg-type,return-value]
-
-
-def _attend_row_by_row(q: Tensor, k: Tensor, v: Tensor, cu: Tensor) -> Tensor:
-    """The same where there is no kernel for it."""
-    rows = []
-    for start, end in zip(cu.tolist(), cu.tolist()[1:], strict=False):
-        if end > start:
-            parts = (each[start:end].transpose(0, 1)[None] for each in (q, k, v))
-            row = functional.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-            rows.append(row[0].transpose(0, 1))
+    if q.is_cuda:
+        return RowAttention.apply(q, k, v, begins, ends)  # type: ignore[no-any-return]
+    rows, start = [], 0
+    while start < len(ends):
+        end = int(ends[start])
+        parts = (each[start:end].transpose(0, 1)[None] for each in (q, k, v))
+        row = functional.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        rows.append(row[0].transpose(0, 1))
+        start = end
     return torch.cat(rows)
-
-
-def _parameters() -> set[str]:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return set(inspect.signature(varlen_attn).parameters)
-
-
-# The arguments changed their names between releases of torch.
-_CAUSAL: dict[str, Any] = {"is_causal": True} if "is_causal" in _parameters() else {"window_size": (-1, 0)}
-_GROUPS = "enable_gqa" in _parameters()
 
 
 class LabelledLoss(torch.autograd.Function):

@@ -13,14 +13,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tuneserve_pipeline.contract import TrainSpec
 from tuneserve_pipeline.packed.batches import Row, labels_in, make_batch
-from tuneserve_pipeline.packed.engine import Batch, Limits, PackedEngine, limits_of
+from tuneserve_pipeline.packed.engine import Batch, PackedEngine, limits_of
 from tuneserve_pipeline.packing import Step, epoch_order, steps_of_rows, steps_of_tokens
 from tuneserve_pipeline.trainer import CompletionTrainer
 
 #: Tokens of an evaluation's batch: it runs beside the memory that the graphs keep.
 _EVALUATION_TOKENS = 2048
-#: Shares of the largest batch that smaller ones are rounded up to: each shape is compiled and kept apart.
-_SIZES = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +34,8 @@ class PackedSteps(Dataset[PackedStep]):
         self._steps, self._rows, self._pin = steps, rows, pin
         self.longest = longest
         self._labels = [labels_in(labels) for _, labels in rows]
-        packs = [
-            (pack.tokens, len(pack.rows), sum(self._labels[row] for row in pack.rows))
-            for step in steps
-            for pack in step
-        ]
-        largest = limits_of(packs).tokens
-        self.limits: list[Limits] = []
-        for share in _SIZES:
-            most = -(-int(share * largest) // 64) * 64
-            fitting = [pack for pack in packs if pack[0] <= most]
-            if fitting:
-                found = limits_of(fitting)
-                self.limits.append(Limits(tokens=most, rows=found.rows, labels=found.labels))
+        packs = [(pack.tokens, sum(self._labels[row] for row in pack.rows)) for step in steps for pack in step]
+        self.limits = limits_of(packs)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -60,7 +47,7 @@ class PackedSteps(Dataset[PackedStep]):
             batches=tuple(
                 make_batch(
                     [self._rows[row] for row in pack.rows],
-                    limits=next(limits for limits in self.limits if pack.tokens <= limits.tokens),
+                    limits=self.limits,
                     longest=self.longest,
                     weight=1.0 / max(1, labels),
                     pin=self._pin,
@@ -97,10 +84,6 @@ class PackedTrainer(CompletionTrainer):
 
     def __init__(self, *, packed: PackedSteps, memory: int | None = None, **given: Any) -> None:
         super().__init__(**given)
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                # Steps are smaller than what bfloat16 can add; the engine works on copies in bfloat16.
-                parameter.data = parameter.data.float()
         self._steps = packed
         self.engine = PackedEngine(self.model, longest=packed.longest, memory=memory)
 

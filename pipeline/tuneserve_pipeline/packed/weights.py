@@ -15,6 +15,8 @@ from tuneserve_pipeline.packed.kernels import BLOCK, unpack_into
 from tuneserve_pipeline.packed.layer import LayerWeights, Linear, Shape
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+#: Sizes of a head that the attention kernels have tiles for.
+HEAD_DIMS = (64, 128)
 #: The adapters' columns behind a weight: whole steps of the product's inner loop.
 _COLUMNS = 64
 _ADAPTER = "default"
@@ -37,6 +39,8 @@ def unsupported(model: Any, *, adapted: Collection[str], dropout: float, longest
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if kind not in ("default", "linear", "llama3", "yarn"):
         return f"the rotary embedding {kind} depends on the length of a row"
+    if _head_dim(config) not in HEAD_DIMS:
+        return f"heads of {_head_dim(config)} are none of {', '.join(map(str, HEAD_DIMS))}"
     if missing := [name for name in _LINEARS if name not in adapted]:
         return f"{', '.join(missing)} get no adapter"
     if dropout:
@@ -53,7 +57,7 @@ def unsupported(model: Any, *, adapted: Collection[str], dropout: float, longest
     return None
 
 
-def shape_of(model: nn.Module, *, longest: int) -> Shape:
+def shape_of(model: nn.Module) -> Shape:
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
     return Shape(
         hidden=config.hidden_size,
@@ -61,10 +65,13 @@ def shape_of(model: nn.Module, *, longest: int) -> Shape:
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        head_dim=_head_dim(config),
         eps=config.rms_norm_eps,
-        longest=longest,
     )
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _layers(model: nn.Module) -> Sequence[Any]:
@@ -75,50 +82,83 @@ def _parts(layer: Any) -> list[tuple[Any, str]]:
     return [(layer.self_attn if "_proj" in name and name[0] in "qkvo" else layer.mlp, name) for name in _LINEARS]
 
 
-@dataclass(frozen=True, kw_only=True)
 class AdapterPart:
-    """The adapter of one linear layer, and where it lies in the fused one."""
+    """The adapters of one kind of linear layer: a stack of all layers' parameters and gradients, in fp32."""
 
-    a: nn.Parameter
-    b: nn.Parameter
-    scaling: float
-    a_rows: slice
-    b_rows: slice
+    def __init__(self, adapters: Sequence[Any], *, row: int, column: int) -> None:
+        self.parameters = [(each.lora_A[_ADAPTER].weight, each.lora_B[_ADAPTER].weight) for each in adapters]
+        self.scaling = float(adapters[0].scaling[_ADAPTER])
+        self.a = torch.stack([a.detach().float() for a, _ in self.parameters])
+        self.b = torch.stack([b.detach().float() for _, b in self.parameters])
+        self.da, self.db = torch.zeros_like(self.a), torch.zeros_like(self.b)
+        for index, (a, b) in enumerate(self.parameters):
+            a.data, b.data = self.a[index], self.b[index]
+        self.rows = slice(row, row + self.b.shape[1])
+        self.columns = slice(column, column + self.a.shape[1])
+
+    def set_gradients(self) -> None:
+        for index, (a, b) in enumerate(self.parameters):
+            a.grad, b.grad = self.da[index], self.db[index]
+
+
+class Adapters:
+    """The adapters of linear layers that have their input in common, of all layers, as bfloat16 copies in one stack.
+
+    In stacks, so that a copy or a sum takes one kernel for all layers and not one for each.
+    """
+
+    def __init__(self, layers: Sequence[Sequence[Any]]) -> None:
+        self.parts: list[AdapterPart] = []
+        row = column = 0
+        for adapters in zip(*layers, strict=True):
+            part = AdapterPart(adapters, row=row, column=column)
+            self.parts.append(part)
+            row, column = part.rows.stop, part.columns.stop
+        wide = -(-column // _COLUMNS) * _COLUMNS
+        count, _, k = self.parts[0].a.shape
+        device = self.parts[0].a.device
+        self._a = torch.zeros(count, wide, k, dtype=torch.bfloat16, device=device)
+        self._b = torch.zeros(count, row, wide, dtype=torch.bfloat16, device=device)
+        self.a = [each.detach().requires_grad_() for each in self._a]
+        self.b = [each.detach().requires_grad_() for each in self._b]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Takes over the parameters as the optimizer has left them."""
+        for part in self.parts:
+            self._a[:, part.columns].copy_(part.a)
+            torch.mul(part.b, part.scaling, out=self._b[:, part.rows, part.columns])
+
+    @torch.no_grad()
+    def clear_gradients(self) -> None:
+        for part in self.parts:
+            part.da.zero_()
+            part.db.zero_()
+
+    @torch.no_grad()
+    def add_gradients(self, das: Sequence[Tensor], dbs: Sequence[Tensor]) -> None:
+        """Gradients of the copies, of each layer, onto those of the parameters."""
+        da, db = torch.stack(list(das)), torch.stack(list(dbs))
+        for part in self.parts:
+            part.da.add_(da[:, part.columns])
+            part.db.add_(db[:, part.rows, part.columns], alpha=part.scaling)
 
 
 class FusedLinear:
-    """Linear layers that have their input in common, as one product with one adapter."""
+    """Frozen linear layers that have their input in common, as one product."""
 
-    def __init__(self, linears: Sequence[Any]) -> None:
-        bases = [linear.base_layer for linear in linears]
-        device = bases[0].weight.device
-        self.n = sum(base.out_features for base in bases)
-        self.k = bases[0].in_features
+    def __init__(self, bases: Sequence[Any], *, a: Tensor, b: Tensor) -> None:
+        self.a, self.b = a, b
         self.packed = torch.cat([_payload(base) for base in bases])
         self.absmax = torch.cat([_scales(base) for base in bases])
         self.unpacked: Tensor | None = None
-        self.bias = (
-            None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases]).to(torch.bfloat16)
-        )
-        rank = sum(linear.lora_A[_ADAPTER].weight.shape[0] for linear in linears)
-        columns = -(-rank // _COLUMNS) * _COLUMNS
-        self.a = torch.zeros(columns, self.k, dtype=torch.bfloat16, device=device, requires_grad=True)
-        self.b = torch.zeros(self.n, columns, dtype=torch.bfloat16, device=device, requires_grad=True)
-        self.parts: list[AdapterPart] = []
-        row = column = 0
-        for linear, base in zip(linears, bases, strict=True):
-            a, b = linear.lora_A[_ADAPTER].weight, linear.lora_B[_ADAPTER].weight
-            self.parts.append(
-                AdapterPart(
-                    a=a,
-                    b=b,
-                    scaling=linear.scaling[_ADAPTER],
-                    a_rows=slice(column, column + a.shape[0]),
-                    b_rows=slice(row, row + b.shape[0]),
-                )
-            )
-            base.weight.data = self.packed[row : row + b.shape[0]].view(base.weight.shape)
-            row, column = row + b.shape[0], column + a.shape[0]
+        self.bias: Tensor | None = None
+        if bases[0].bias is not None:
+            self.bias = torch.cat([base.bias.detach() for base in bases]).to(torch.bfloat16)
+        row = 0
+        for base in bases:
+            base.weight.data = self.packed[row : row + base.out_features].view(base.weight.shape)
+            row += base.out_features
 
     def linear(self) -> Linear:
         payload = self.packed if self.unpacked is None else self.unpacked
@@ -126,30 +166,19 @@ class FusedLinear:
 
     @property
     def unpacked_bytes(self) -> int:
-        return 2 * self.n * (self.k + self.a.shape[0])
+        return 2 * self.b.shape[0] * (self.a.shape[1] + self.a.shape[0])
 
     @torch.no_grad()
     def keep_unpacked(self) -> None:
         """Spends `unpacked_bytes` of memory to unpack no more."""
-        wide = torch.empty(self.n, self.k + self.a.shape[0], dtype=torch.bfloat16, device=self.packed.device)
-        unpack_into(wide, self.packed, self.absmax, self.b)
+        wide = self.packed.new_empty(self.b.shape[0], self.a.shape[1] + self.a.shape[0], dtype=torch.bfloat16)
+        unpack_into(wide, self.packed, self.absmax, self.b.detach())
         self.unpacked = wide
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """The adapter's bfloat16 copy, from the fp32 parameters that the optimizer changed."""
-        for part in self.parts:
-            self.a[part.a_rows].copy_(part.a)
-            self.b[part.b_rows, part.a_rows].copy_(part.b * part.scaling)
         if self.unpacked is not None:
-            self.unpacked[:, self.k :].copy_(self.b)
-
-    @torch.no_grad()
-    def add_gradients(self, da: Tensor, db: Tensor, into: dict[nn.Parameter, Tensor]) -> None:
-        """Adds the gradients of the fused copies to those of the parameters, in fp32."""
-        for part in self.parts:
-            into[part.a].add_(da[part.a_rows])
-            into[part.b].add_(db[part.b_rows, part.a_rows], alpha=part.scaling)
+            self.unpacked[:, self.a.shape[1] :].copy_(self.b)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,24 +209,49 @@ class FusedLayer:
         )
 
 
-def fuse(model: nn.Module) -> list[FusedLayer]:
+@dataclass(frozen=True, kw_only=True)
+class FusedModel:
+    layers: Sequence[FusedLayer]
+    adapters: Sequence[Adapters]
+    """Of qkv, o, gate and up, and down; each of all layers."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [each for some in self.adapters for part in some.parts for pair in part.parameters for each in pair]
+
+
+def fuse(model: nn.Module) -> FusedModel:
     """Moves the weights of all layers into fused buffers, layer by layer, so that only one is there twice."""
+    groups = [
+        [
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            [attention.o_proj],
+            [mlp.gate_proj, mlp.up_proj],
+            [mlp.down_proj],
+        ]
+        for attention, mlp in ((layer.self_attn, layer.mlp) for layer in _layers(model))
+    ]
+    adapters = [Adapters(of_all_layers) for of_all_layers in zip(*groups, strict=True)]
     fused = []
-    for layer in _layers(model):
-        attention, mlp = layer.self_attn, layer.mlp
+    for index, layer in enumerate(_layers(model)):
+        attention = layer.self_attn
+        qkv, o, gate_up, down = (
+            FusedLinear([linear.base_layer for linear in group], a=some.a[index], b=some.b[index])
+            for group, some in zip(groups[index], adapters, strict=True)
+        )
         fused.append(
             FusedLayer(
                 input_norm=_vector(layer.input_layernorm),
                 post_norm=_vector(layer.post_attention_layernorm),
                 q_norm=_vector(attention.q_norm) if hasattr(attention, "q_norm") else None,
                 k_norm=_vector(attention.k_norm) if hasattr(attention, "k_norm") else None,
-                qkv=FusedLinear([attention.q_proj, attention.k_proj, attention.v_proj]),
-                o=FusedLinear([attention.o_proj]),
-                gate_up=FusedLinear([mlp.gate_proj, mlp.up_proj]),
-                down=FusedLinear([mlp.down_proj]),
+                qkv=qkv,
+                o=o,
+                gate_up=gate_up,
+                down=down,
             )
         )
-    return fused
+    return FusedModel(layers=fused, adapters=adapters)
 
 
 def rotary_tables(model: nn.Module, *, longest: int, device: torch.device) -> tuple[Tensor, Tensor]:
