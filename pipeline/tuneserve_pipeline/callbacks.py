@@ -29,12 +29,12 @@ class ProgressReporter(TrainerCallback):
         self._began: tuple[float, float] | None = None
         self._logged = -LOG_SECONDS
         self.tokens_per_second: float | None = None
-        """Without padding, since this process began to train."""
+        """Without padding, since the end of the first step, which also compiles and finds its memory."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        self._began = (time.monotonic(), float(state.num_input_tokens_seen))
+        self._began = None
         self._progress.update(step=state.global_step, total=state.max_steps)
 
     def on_log(
@@ -58,10 +58,12 @@ class ProgressReporter(TrainerCallback):
         if course.has_exploded(found):
             what = f"the loss has exploded: it began at {found[0]:.3g} and is {loss:.3g}"
             raise self._lost(args, state, reason="LossExploded", what=what)
-        assert self._began is not None
+        now, seen = time.monotonic(), float(state.num_input_tokens_seen)
+        if self._began is None:
+            self._began = (now, seen)
         since, tokens = self._began
-        now = time.monotonic()
-        self.tokens_per_second = (float(state.num_input_tokens_seen) - tokens) / max(now - since, 1e-6)
+        if seen > tokens:
+            self.tokens_per_second = (seen - tokens) / max(now - since, 1e-6)
         self._progress.update(
             step=step,
             total=state.max_steps,
@@ -72,7 +74,9 @@ class ProgressReporter(TrainerCallback):
         )
         if now - self._logged >= LOG_SECONDS or step == state.max_steps:
             self._logged = now
-            log.info("step %d of %d: loss %.4f, %.0f tokens/s", step, state.max_steps, loss, self.tokens_per_second)
+            log.info(
+                "step %d of %d: loss %.4f, %.0f tokens/s", step, state.max_steps, loss, self.tokens_per_second or 0
+            )
 
     def _lost(self, args: TrainingArguments, state: TrainerState, *, reason: str, what: str) -> InvalidConfig:
         saved = self._store.steps()

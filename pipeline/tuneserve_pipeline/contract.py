@@ -275,7 +275,9 @@ class TrainSpec(Variant):
     global_batch_size: int = 16
     """Rows in one optimizer step, however they are spread over micro-batches."""
     global_batch_tokens: int | None = None
-    """Tokens in one optimizer step, instead of rows: about as many in each, and at least one row."""
+    """Instead: tokens in one optimizer step, as many as whole rows come to, and at least one row."""
+    packing: Literal["Auto", "Always", "Never"] = "Auto"
+    """Whether rows lie end to end on the device, without padding; Auto: on a GPU, for models that can be packed."""
     max_sequence_length: int = 2048
     seed: int = 42
     neftune_alpha: float = 0.0

@@ -45,9 +45,19 @@ class Shape:
     intermediate: int
 
 
-def make_recipe(spec: TrainSpec, *, lengths: Sequence[int], device: str, micro_batch_size: int | None = None) -> Recipe:
-    """`lengths`: tokens of each row. `micro_batch_size`: what the platform asks for; none: as the device can take."""
-    in_epoch = steps_in_epoch(spec, lengths=lengths)
+def make_recipe(
+    spec: TrainSpec,
+    *,
+    lengths: Sequence[int],
+    device: str,
+    micro_batch_size: int | None = None,
+    epoch_steps: int | None = None,
+) -> Recipe:
+    """`lengths`: tokens of each row. `micro_batch_size`: what the platform asks for; none: as the device can take.
+
+    `epoch_steps`: optimizer steps of an epoch, if they are cut already.
+    """
+    in_epoch = epoch_steps or steps_in_epoch(spec, lengths=lengths)
     steps = total_steps(spec, in_epoch=in_epoch)
     warmup = min(math.ceil(spec.warmup_ratio * steps), steps)
     return Recipe(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneserve_pipeline import course, models
 from tuneserve_pipeline.checkpoints import Checkpoint, CheckpointStore
-from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, Objective, TrainSpec
+from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, Method, Objective, TrainSpec
 from tuneserve_pipeline.errors import Interrupted, InvalidConfig, StageFailure
 from tuneserve_pipeline.machine import configure_process
 from tuneserve_pipeline.recipe import make_recipe
@@ -20,6 +20,9 @@ from tuneserve_pipeline.stage import StageResult, StageRun
 from tuneserve_pipeline.tokenization import Base, copy_tokenizer, load_tokenizer, read_base
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tuneserve_pipeline.packed.training import PackedSteps
     from tuneserve_pipeline.trainer import CompletionTrainer
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ RESUMES = True
 LOG_FILE = "trainer_log.jsonl"
 #: Rows of the validation split that the loss at the end is taken over: enough to compare runs, and soon done.
 EVALUATION_ROWS = 64
+#: Tokens that go through the device at once when rows lie end to end. On a GPU products are saturated from here on.
+PACKED_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
 def run(job: StageRun) -> StageResult:
@@ -67,17 +72,21 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
     from tuneserve_pipeline.callbacks import CheckpointKeeper, ProgressReporter
 
     runtime = job.config.runtime
-    recipe = make_recipe(
-        spec,
-        lengths=[len(row.input_ids) for row in rows],
-        device=runtime.device,
-        micro_batch_size=runtime.micro_batch_size,
-    )
+    lengths = [len(row.input_ids) for row in rows]
     store = CheckpointStore(directory=job.partial / "checkpoints", keep=runtime.checkpoints.keep)
     checkpoint = resumable(store)
     reporter = ProgressReporter(job.progress, store=store)
     keeper = CheckpointKeeper(store=store, interrupted=job.interrupted, stopping=spec.early_stopping)
     _check_device(runtime.device)
+    base = methods.load_base(model.path, spec=spec, device=runtime.device)
+    packed = _packed_steps(base, spec=spec, rows=rows, device=runtime.device)
+    recipe = make_recipe(
+        spec,
+        lengths=lengths,
+        device=runtime.device,
+        micro_batch_size=runtime.micro_batch_size,
+        epoch_steps=None if packed is None else len(packed),
+    )
     trainer = training.make_trainer(
         training.Setting(
             spec=spec,
@@ -87,19 +96,23 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
             checkpoint_steps=runtime.checkpoints.steps,
             callbacks=[reporter, keeper],
         ),
-        model=methods.load_base(model.path, spec=spec, device=runtime.device),
+        model=base,
         tokenizer=load_tokenizer(model),
         rows=rows,
         validation=validation,
+        packed=packed,
     )
-    log.info(
-        "%d rows, %d steps of %s, up to %d tokens at a time, activations are %s",
-        len(rows),
-        recipe.steps,
-        f"{spec.global_batch_tokens} tokens" if spec.global_batch_tokens else f"{spec.global_batch_size} rows",
-        recipe.tokens_at_a_time,
-        "computed twice" if trainer.args.gradient_checkpointing else "kept",
-    )
+    if packed is None:
+        log.info(
+            "%d rows, %d steps of %s, up to %d tokens at a time, activations are %s",
+            len(rows),
+            recipe.steps,
+            f"{spec.global_batch_tokens} tokens" if spec.global_batch_tokens else f"{spec.global_batch_size} rows",
+            recipe.tokens_at_a_time,
+            "computed twice" if trainer.args.gradient_checkpointing else "kept",
+        )
+    else:
+        log.info("%d rows, %d steps of %.0f tokens, end to end", len(rows), recipe.steps, sum(lengths) / len(packed))
     if job.interrupted.is_set():  # while the model was loaded: nothing is lost
         raise Interrupted
     _run_steps(trainer, spec=spec, checkpoint=checkpoint, steps=recipe.steps)
@@ -115,6 +128,8 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], vali
         metrics["evalLoss"] = float(trainer.evaluate()["eval_loss"])
     if reporter.tokens_per_second is not None:
         metrics["tokensPerSecond"] = round(reporter.tokens_per_second, 1)
+    if runtime.device == "cuda":
+        metrics["peakMemoryGiB"] = round(training.peak_memory() / 2**30, 2)
     if models.puts_out_model(spec):
         write_full(trainer, base=model, target=job.partial / MODEL_DIRECTORY)
     else:
@@ -145,6 +160,45 @@ def resumable(store: CheckpointStore) -> Checkpoint | None:
 def _history(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     state = json.loads((checkpoint.path / "trainer_state.json").read_text(encoding="utf-8"))
     return list(state["log_history"])
+
+
+def _packed_steps(model: "PreTrainedModel", *, spec: TrainSpec, rows: list[Row], device: str) -> "PackedSteps | None":
+    """The steps of rows laid end to end; none where rows are padded."""
+    if spec.packing == "Never" or (spec.packing == "Auto" and device == "cpu"):
+        return None
+    import numpy as np
+
+    from tuneserve_pipeline import methods
+    from tuneserve_pipeline.packed.training import plan_steps
+    from tuneserve_pipeline.packed.weights import unsupported
+
+    longest = max(len(row.input_ids) for row in rows)
+    adapted = spec.lora.target_modules or methods.linear_layers(model)
+    reason = _unpackable(spec) or unsupported(model, adapted=adapted, dropout=spec.lora.dropout, longest=longest)
+    if reason is None:
+        return plan_steps(
+            spec,
+            rows=[(np.array(row.input_ids), np.array(row.labels)) for row in rows],
+            longest=longest,
+            tokens=PACKED_TOKENS[device],
+            pin=device == "cuda",
+        )
+    if spec.packing == "Always":
+        raise InvalidConfig(
+            reason="PackingImpossible",
+            message=f"spec.training.packing is Always, but {reason}: set it to Auto or Never",
+        )
+    log.info("rows are padded, not packed: %s", reason)
+    return None
+
+
+def _unpackable(spec: TrainSpec) -> str | None:
+    """What of the spec the packed layers do not compute."""
+    if spec.method is not Method.QLORA:
+        return f"the method is {spec.method}"
+    if spec.lora.weight_decomposed:
+        return "lora.weightDecomposed is set"
+    return "neftuneAlpha is set" if spec.neftune_alpha else None
 
 
 def _check_device(device: str) -> None:

@@ -5,13 +5,15 @@ onto the whole vocabulary, a third of a step), the rows of a step are the same o
 back exactly what was trained.
 """
 
+import dataclasses
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as functional
@@ -31,6 +33,9 @@ from tuneserve_pipeline.errors import InvalidConfig
 from tuneserve_pipeline.machine import memory_available
 from tuneserve_pipeline.recipe import Recipe, Shape, keeps_activations, micro_batches, step_rows, steps_in_epoch
 from tuneserve_pipeline.rows import IGNORED, Row
+
+if TYPE_CHECKING:
+    from tuneserve_pipeline.packed.training import PackedSteps
 
 SCHEDULERS = {
     Scheduler.COSINE: "cosine",
@@ -181,16 +186,26 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     validation: Sequence[Row],
+    packed: "PackedSteps | None" = None,
 ) -> CompletionTrainer:
-    """Raises `InvalidConfig` for layers the model lacks."""
+    """Raises `InvalidConfig` for layers the model lacks.
+
+    `packed`: the steps of rows laid end to end; with them the packed engine computes each step.
+    """
     lengths = [len(row.input_ids) for row in rows]
     arguments = SFTConfig(
         **common_arguments(setting, model=model, longest=max(lengths), evaluates=bool(validation)),
         max_length=None,  # rows are measured already, and none is cut
         packing=False,
     )
+    kind: Callable[..., CompletionTrainer] = CompletionTrainer
+    if packed is not None:
+        from tuneserve_pipeline.packed.training import PackedTrainer, settings
+
+        kind = partial(PackedTrainer, packed=packed)
+        arguments = dataclasses.replace(arguments, gradient_checkpointing=False, **settings(longest=max(lengths)))
     with told_layers(setting.spec, model=model):
-        trainer = CompletionTrainer(
+        trainer = kind(
             setting=setting,
             lengths=lengths,
             model=model,
@@ -284,3 +299,8 @@ def shape_of(model: PreTrainedModel) -> Shape:
 def free_memory(device: str) -> int:
     """Bytes that activations could take."""
     return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else memory_available()
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held on the GPU at once, at most."""
+    return int(torch.cuda.max_memory_reserved())
