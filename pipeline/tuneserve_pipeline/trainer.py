@@ -33,7 +33,7 @@ from tuneserve_pipeline.contract import Scheduler, TrainSpec
 from tuneserve_pipeline.errors import InvalidConfig
 from tuneserve_pipeline.machine import memory_available
 from tuneserve_pipeline.recipe import Recipe, Shape, keeps_activations, row_order
-from tuneserve_pipeline.rows import IGNORED, Row
+from tuneserve_pipeline.rows import IGNORED, Rows
 
 if TYPE_CHECKING:
     from tuneserve_pipeline.packed.training import PackedSteps
@@ -134,8 +134,8 @@ def make_trainer(
     spec: TrainSpec,
     recipe: Recipe,
     device: str,
-    rows: Sequence[Row],
-    validation: Sequence[Row],
+    rows: Rows,
+    validation: Rows,
     aside: Path,
     callbacks: Sequence[TrainerCallback],
     packed: "PackedSteps | None" = None,
@@ -144,7 +144,7 @@ def make_trainer(
 
     `packed`: the steps of rows laid end to end; with them the packed engine computes each step.
     """
-    lengths = [len(row.input_ids) for row in rows]
+    lengths = rows.lengths.tolist()
     layers = linear_layers(model)
     keeps = packed is not None or keeps_activations(
         shape=shape_of(model), tokens=recipe.micro_batch_size * max(lengths), free_bytes=free_memory(device)
@@ -222,8 +222,8 @@ def lora_config(spec: TrainSpec, *, layers: Sequence[str]) -> LoraConfig:
     )
 
 
-def to_dataset(rows: Sequence[Row]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
+def to_dataset(rows: Rows) -> Dataset:
+    return Dataset(rows.to_arrow())
 
 
 def linear_layers(model: torch.nn.Module) -> list[str]:

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""`prepare` on many short rows: seconds and peak memory of the whole stage, and of reading its rows for training.
+
+    python bench/prepare.py [--rows 1000000] [--base DIRECTORY] [--results bench/results/prepare.json]
+
+`--base` is a model with its tokenizer; without it a tiny one is made, whose tokenizer has few tokens. The rows are
+made-up reviews with a label, about 70 tokens each with a tokenizer of 50,000 tokens.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "pipeline"), str(ROOT / "tests")]
+
+from support.stages import Workspace  # noqa: E402
+from support.tiny import LABELS, reviews, write_jsonl  # noqa: E402
+from tuneserve_pipeline.contract import ClaimFile, ClassificationTask, LocalModel, PrepareSpec  # noqa: E402
+from tuneserve_pipeline.rows import read_rows  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/prepare.json")
+    options = parser.parse_args()
+    # The stage's default: tests switch it off.
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    with tempfile.TemporaryDirectory() as scratch:
+        return measure(Path(scratch), options)
+
+
+def measure(scratch: Path, options: argparse.Namespace) -> int:
+    base = options.base or write_base(scratch / "base")
+    write_jsonl(scratch / "datasets/data/reviews.jsonl", reviews(options.rows))
+    space = Workspace(root=scratch, base_model=base)
+    spec = PrepareSpec(
+        base_model=LocalModel(claim="base"),
+        train=(ClaimFile(claim="data", path="reviews.jsonl"),),
+        task=ClassificationTask(labels=LABELS),
+    )
+    config = space.config(spec)
+    command = space.command(config)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        env={**space.environment(), "TOKENIZERS_PARALLELISM": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    done = space.finish(config, process, timeout=3600)
+    seconds = time.monotonic() - started
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.code:
+        print(done.log[-3000:])
+        return 1
+    started = time.monotonic()
+    rows = read_rows(done.directory / "train.parquet")
+    reading = time.monotonic() - started
+    report = json.loads((done.directory / "report.json").read_text())
+    write_results(
+        options,
+        {
+            "rows": options.rows,
+            "tokens": sum(entry["total"] for entry in report["tokens"].values()),
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime, 1),
+            # Of the largest child: git and the like are far smaller.
+            "peak_mib": round(used.ru_maxrss / 1024),
+            "train_rows": len(rows),
+            "read_seconds": round(reading, 2),
+            "train_parquet_mib": round((done.directory / "train.parquet").stat().st_size / 2**20, 1),
+            "vocabulary": json.loads((base / "config.json").read_text())["vocab_size"],
+        },
+    )
+    return 0
+
+
+def write_base(directory: Path) -> Path:
+    """In a process of its own: torch must not be in the memory that is measured."""
+    code = "import sys; from pathlib import Path; from support.tiny import write_tiny_model; "
+    code += "write_tiny_model(Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    subprocess.run([sys.executable, "-c", code, str(directory)], env=environment, check=True)
+    return directory
+
+
+def write_results(options: argparse.Namespace, figures: dict[str, object]) -> None:
+    asked = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    result = {
+        "name": "prepare",
+        "commit": asked.stdout.strip() or "unknown",
+        "machine": {"cores": len(os.sched_getaffinity(0)), "kernel": platform.release()},
+        "versions": {name: version(name) for name in ("transformers", "tokenizers", "pyarrow")},
+        **figures,
+    }
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    options.results.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
