@@ -2,15 +2,18 @@
 
 from typing import Final
 
-from tuneserve.api.dataset import Dataset, DataSource, FileFormat, HubDataset, Split
+from tuneserve.api.dataset import Dataset, DataSource, FileFormat, HttpFile, HubDataset, Split
 from tuneserve.api.finetune import (
     BaseModelSource,
     ClassificationTask,
+    CompletionTask,
+    ConversationTask,
     FineTune,
     FineTuneAccelerator,
     FineTuneSpec,
     HubModel,
     InstructionTask,
+    PreferenceTask,
     Task,
 )
 from tuneserve.api.finetune_status import (
@@ -79,9 +82,11 @@ __all__ = [
     "ClaimDirectory",
     "ClaimFile",
     "ClassificationTask",
+    "CompletionTask",
     "Condition",
     "ConditionStatus",
     "ConfigMapKey",
+    "ConversationTask",
     "DataSource",
     "DataType",
     "Dataset",
@@ -98,6 +103,7 @@ __all__ = [
     "FineTuneStatus",
     "Gate",
     "GateMetric",
+    "HttpFile",
     "HubDataset",
     "HubModel",
     "InstructionTask",
@@ -111,6 +117,7 @@ __all__ = [
     "ObjectMeta",
     "Output",
     "OutputClaim",
+    "PreferenceTask",
     "Progress",
     "Resolved",
     "Scheduler",

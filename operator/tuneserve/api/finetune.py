@@ -21,13 +21,27 @@ from tuneserve.api.meta import (
 )
 from tuneserve.api.output import Evaluation, Export, ExportFormat, Gate, Output
 from tuneserve.api.rules import ListMap, Part, Rule, words
+from tuneserve.api.template import Template
 from tuneserve.api.training import Lora, Method, Training
 
 #: Metrics that the evaluation of a task measures; the first one is the task's main metric. All are shares from 0 to 1.
 CLASSIFICATION_METRICS = ("accuracy", "macroF1", "invalidRatio")
 INSTRUCTION_METRICS = ("exactMatch",)
-CLASSIFICATION_COLUMNS = ("text", "label")
-INSTRUCTION_COLUMNS = ("instruction", "input", "output")
+#: By task: metrics that a gate may name, and fields that a column may be named for.
+TASK_METRICS = {
+    "classification": CLASSIFICATION_METRICS,
+    "instruction": INSTRUCTION_METRICS,
+    "completion": INSTRUCTION_METRICS,
+    "conversation": INSTRUCTION_METRICS,
+    "preference": INSTRUCTION_METRICS,
+}
+TASK_COLUMNS = {
+    "classification": ("text", "label"),
+    "instruction": ("instruction", "input", "output"),
+    "completion": ("prompt", "completion"),
+    "conversation": ("messages",),
+    "preference": ("prompt", "chosen", "rejected"),
+}
 
 
 class HubModel(Part):
@@ -76,15 +90,35 @@ class InstructionTask(Part):
     """Rows with an instruction, optionally an input, and the output to learn."""
 
 
-class Task(Part):
-    """What the model shall learn; it says which fields the rows have and how they are evaluated."""
+class CompletionTask(Part):
+    """Rows with a prompt and the completion to learn."""
 
-    one_of = ("classification", "instruction")
+
+class ConversationTask(Part):
+    """Rows with messages of a user and an assistant."""
+
+
+class PreferenceTask(Part):
+    """Rows with a prompt, a chosen and a rejected answer."""
+
+
+class Task(Part):
+    """What the model shall learn; it says which fields the rows have and how they are evaluated. Instruction,
+    completion and conversation each also read files in the form of the two others."""
+
+    one_of = tuple(TASK_COLUMNS)
 
     classification: ClassificationTask | None = None
     """Text to one label. Rows have the fields text and label."""
     instruction: InstructionTask | None = None
     """Instruction to output. Rows have the fields instruction, output, and optionally input. Write "{}"."""
+    completion: CompletionTask | None = None
+    """Prompt to completion. Rows have the fields prompt and completion. Write "{}"."""
+    conversation: ConversationTask | None = None
+    """Conversations, in which every answer of the assistant is learned. Rows have the field messages (role, content)
+    or conversations (from, value). Write "{}"."""
+    preference: PreferenceTask | None = None
+    """Better and worse answers. Rows have the fields prompt, chosen and rejected. Write "{}"."""
 
 
 class FineTuneAccelerator(Part):
@@ -108,10 +142,8 @@ class FineTuneSpec(Part):
     """What shall exist. It may be edited at any time: only the stages that an edit changes run again."""
 
     rules = (
-        _only(task="classification", path="gates", item="entry.metric", names=CLASSIFICATION_METRICS),
-        _only(task="instruction", path="gates", item="entry.metric", names=INSTRUCTION_METRICS),
-        _only(task="classification", path="dataset.columns", item="entry", names=CLASSIFICATION_COLUMNS),
-        _only(task="instruction", path="dataset.columns", item="entry", names=INSTRUCTION_COLUMNS),
+        *(_only(task=task, path="gates", item="entry.metric", names=names) for task, names in TASK_METRICS.items()),
+        *(_only(task=task, path="dataset.columns", item="entry", names=names) for task, names in TASK_COLUMNS.items()),
         Rule(
             rule="!has(self.gates) || self.gates.all(gate, !has(gate.export) || "
             "self.exports.exists(export, export.name == gate.export))",
@@ -126,6 +158,8 @@ class FineTuneSpec(Part):
     """The rows to learn from and to test on."""
     task: Task
     """What to learn."""
+    template: Template = Template()
+    """How conversations become the text that the model reads."""
     method: Method = Method.QLORA
     """How to learn it. QLoRA: low-rank adapters on a base that is held in 4 bits."""
     lora: Lora = Lora()

@@ -47,7 +47,7 @@ class Gate(Part):
 
     metric: GateMetric
     """Metric of the evaluation, a share from 0 to 1. Classification: accuracy, macroF1, invalidRatio (answers that
-    are no label). Instruction: exactMatch."""
+    are no label). All other tasks: exactMatch."""
     export: Annotated[DnsLabel, Field(max_length=32)] | None = None
     """Name of the export that must meet it. Left out: each of them."""
     at_least: Threshold | None = None

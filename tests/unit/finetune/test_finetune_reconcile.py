@@ -702,7 +702,7 @@ async def test_a_stored_object_that_cannot_be_read_is_stalled_and_no_crash() -> 
     world = new_world()
     body = world.finetune()
     assert body is not None
-    body["spec"]["task"] = {"conversation": {}}
+    body["spec"]["task"] = {"poetry": {}}
     await world.reconcile()
     assert summary(world) == "Stalled: InvalidSpec"
     assert "spec.task" in message(world)
