@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneserve_pipeline.examples import Message
+from tuneserve_pipeline.files import ROW_LIMIT
 
 ASSISTANT = "assistant"
 #: How data sets call the speakers -> how templates do.
@@ -44,6 +45,8 @@ def checked_text(value: object, column: str, *, empty: bool = False) -> str:
         raise RowError(f"{column!r} is {found}: it must be a text")
     if not empty and not value.strip():
         raise RowError(f"{column!r} is empty: fill it in, or remove the row")
+    if len(value) > ROW_LIMIT:
+        raise RowError(f"{column!r} has {len(value)} characters, more than {ROW_LIMIT}: cut the text into rows")
     if "\x00" in value:
         raise RowError(f"{column!r} holds a NUL character (position {value.index(chr(0)) + 1}): remove it")
     if not value.isascii():

@@ -170,6 +170,8 @@ class ClassificationTask(Variant):
     labels: tuple[str, ...]
     instruction: str = ""
     """Sentence before the text; empty asks for one of the labels in plain English."""
+    label_values: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Label -> how the data write it, besides its own name."""
 
 
 class InstructionTask(Variant):

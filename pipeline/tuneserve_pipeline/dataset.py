@@ -27,6 +27,8 @@ Given = Mapping[str, Sequence[DataFile]]
 
 #: A message names so many problems at most: enough to see the pattern, few enough for a termination message.
 SHOWN_PROBLEMS = 20
+#: Twenty of these, names of the stage around them, are less than a termination message.
+_SHOWN_LENGTH = 170
 #: So many are kept for the file beside the output.
 KEPT_PROBLEMS = 1000
 
@@ -43,17 +45,24 @@ class Problems:
         if len(self.first) < KEPT_PROBLEMS:
             self.first.append(problem)
 
-    def describe(self) -> str:
-        """One problem as it is; of several the first, one a line, and how many there are."""
+    def describe(self, *, more: str = "") -> str:
+        """One problem as it is; of several the first, one a line, and how many there are and where (`more`)."""
         if self.count == 1:
             return str(self.first[0])
         shown = self.first[:SHOWN_PROBLEMS]
         head = f"{self.count} problems in the data"
         head += f", the first {len(shown)}:" if len(shown) < self.count else ":"
-        return "\n".join([head, *map(str, shown)])
+        # Each line cut, so that a message holds all of them: the file has the whole.
+        lines = [
+            head,
+            *(text if len(text := str(problem)) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]} …" for problem in shown),
+        ]
+        if len(shown) < self.count and more:
+            lines.insert(1, f"(the first {len(self.first)} are in {more} on the artifacts claim)")
+        return "\n".join(lines)
 
-    def failure(self) -> InvalidData:
-        return InvalidData(reason="InvalidRows" if self.count > 1 else "InvalidRow", message=self.describe())
+    def failure(self, *, more: str = "") -> InvalidData:
+        return InvalidData(reason="InvalidRows" if self.count > 1 else "InvalidRow", message=self.describe(more=more))
 
 
 @dataclass(kw_only=True)

@@ -52,8 +52,7 @@ def run(job: StageRun) -> StageResult:
     }
     problems = Problems()
     rows = dataset.survey(given, spec=spec, problems=problems)
-    if problems.count:
-        raise problems.failure()
+    _tell_problems(problems, job)
     plan = dataset.plan(given, rows, spec=spec)
     job.progress.update(ratio=0.1)
 
@@ -118,6 +117,18 @@ def run(job: StageRun) -> StageResult:
             "testRows": str(done.tallies[Side.TEST].written),
         }
     )
+
+
+def _tell_problems(problems: Problems, job: StageRun) -> None:
+    """Raise `InvalidData` for problems; of more than fit into a message, many are left in a file beside the output."""
+    place = Path(f"{job.config.output}.problems.json")
+    if not problems.count:
+        place.unlink(missing_ok=True)
+        return
+    if problems.count > dataset.SHOWN_PROBLEMS:
+        content = {"problems": problems.count, "first": [str(problem) for problem in problems.first]}
+        place.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    raise problems.failure(more=place.relative_to(job.config.artifacts).as_posix())
 
 
 def _locate(job: StageRun, spec: PrepareSpec, *, hub: Callable[[], Hub]) -> tuple[str, Path, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -55,7 +56,10 @@ class TableWriter:
             return
         kind = self._schema.field(0).type
         arrays: list[pa.Array] = [
-            pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32()), type=kind)
+            # Through numpy: Arrow reads other buffers number by number.
+            pa.ListArray.from_arrays(
+                pa.array(np.frombuffer(offsets, np.int32)), pa.array(np.frombuffer(values, np.int32)), type=kind
+            )
             for values, offsets in zip(self._values, self._offsets, strict=True)
         ]
         self._writer.write_table(pa.Table.from_arrays([*arrays, pa.array(self._sources)], schema=self._schema))

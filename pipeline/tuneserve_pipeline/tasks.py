@@ -48,6 +48,7 @@ def check_task(task: Task, columns: Mapping[str, str]) -> None:
         )
     if isinstance(task, ClassificationTask):
         _check_labels(task.labels)
+        label_map(task)
 
 
 def _check_labels(labels: tuple[str, ...]) -> None:
@@ -66,6 +67,26 @@ def _check_labels(labels: tuple[str, ...]) -> None:
                 "only, and an answer could not be told apart: give them different names",
             )
         seen[plain] = label
+
+
+def label_map(task: ClassificationTask) -> dict[str, str]:
+    """What may stand in the data -> its label; raises `InvalidConfig` if a value stands for two."""
+    found = {label: label for label in task.labels}
+    for label, values in task.label_values.items():
+        if label not in task.labels:
+            raise InvalidConfig(
+                reason="InvalidLabel",
+                message=f"spec.task.classification.labelValues: {label!r} is none of the labels "
+                f"({', '.join(task.labels)})",
+            )
+        for value in map(str.strip, values):
+            if found.setdefault(value, label) != label:
+                raise InvalidConfig(
+                    reason="InvalidLabel",
+                    message=f"spec.task.classification.labelValues: {value!r} stands for {found[value]!r} and for "
+                    f"{label!r}: name it once",
+                )
+    return found
 
 
 def convert(rows: Iterable[Row | Problem], *, task: Task, columns: Mapping[str, str]) -> Iterator[Example | Problem]:
@@ -142,7 +163,7 @@ def _builder(kind: str, *, task: Task, names: Mapping[str, str]) -> Build:
 
 
 def _classification(task: ClassificationTask, names: Mapping[str, str]) -> Build:
-    labels, instruction = frozenset(task.labels), task.instruction or default_instruction(task.labels)
+    labels, instruction = label_map(task), task.instruction or default_instruction(task.labels)
     answers = {label: ({"role": "assistant", "content": label},) for label in task.labels}
     text_column, label_column = names["text"], names["label"]
 
@@ -152,9 +173,10 @@ def _classification(task: ClassificationTask, names: Mapping[str, str]) -> Build
         # Labels are often written as numbers; a text that is a number is a mistake in the columns.
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
-        label = checked_text(value, label_column).strip()
-        if label not in labels:
-            raise RowError(_unknown_label(label, task.labels, label_column))
+        written = checked_text(value, label_column).strip()
+        label = labels.get(written)
+        if label is None:
+            raise RowError(_unknown_label(written, tuple(labels), label_column))
         prompt = ({"role": "user", "content": f"{instruction}\n\n{text.strip()}"},)
         return Example(prompt=prompt, completion=answers[label], label=label, source=place)
 

@@ -241,6 +241,29 @@ FINETUNES = (
         "labels",
         "must not have labels with spaces at their ends or line breaks: write the bare word",
     ),
+    _finetune(
+        "values of a label that is none",
+        {"spec.task.classification": {"labels": ["a", "b"], "labelValues": [{"name": "c", "values": ["0"]}]}},
+        "spec.task.classification.labelValues",
+        "must name only labels that are in labels",
+    ),
+    _finetune(
+        "values of a label twice",
+        {
+            "spec.task.classification": {
+                "labels": ["a", "b"],
+                "labelValues": [{"name": "a", "values": ["0"]}, {"name": "a", "values": ["1"]}],
+            }
+        },
+        "spec.task.classification.labelValues[1]",
+        "Duplicate value",
+    ),
+    _finetune(
+        "a label without values",
+        {"spec.task.classification": {"labels": ["a", "b"], "labelValues": [{"name": "a", "values": []}]}},
+        "labelValues[0].values",
+        "at least 1 items",
+    ),
     # Method and training
     _finetune("an unknown method", {"spec.method": "LoRA"}, "spec.method", 'supported values: "QLoRA"'),
     _finetune("rank 0", {"spec.lora": {"rank": 0}}, "spec.lora.rank", "should be greater than or equal to 1"),

@@ -283,10 +283,44 @@ def test_many_problems_are_counted_and_the_first_are_listed(
     write_jsonl(data / "train.jsonl", [{"text": f"row {n}", "label": "bad"} for n in range(500)])
     finished = prepare(workspace, classification)
     assert finished.code == ExitCode.INVALID_DATA
-    first, *listed = finished.message.splitlines()
+    first, more, *listed = finished.message.splitlines()
     assert first == "500 problems in the data, the first 20:"
     assert len(listed) == 20 and listed[-1].startswith("claim reviews: train.jsonl:20: ")
     assert len(workspace.termination.read_bytes()) <= 4096
+    file = finished.directory.with_name(f"{finished.directory.name}.problems.json")
+    assert more == f"(the first 500 are in prepare/{file.name} on the artifacts claim)"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    assert told["problems"] == len(told["first"]) == 500
+    assert told["first"][499].startswith("claim reviews: train.jsonl:500: 'label' is 'bad'")
+    write_jsonl(data / "train.jsonl", GOOD)
+    assert prepare(workspace, classification).code == 0
+    assert not file.exists()
+
+
+def test_values_stand_for_labels(workspace: Workspace, classification: PrepareSpec, data: Path) -> None:
+    numbers = {label: str(number) for number, label in enumerate(LABELS)}
+    rows = [row if n % 2 else {**row, "label": int(numbers[row["label"]])} for n, row in enumerate(reviews(30))]
+    write_jsonl(data / "train.jsonl", rows)
+    task = ClassificationTask(labels=LABELS, label_values={label: (number,) for label, number in numbers.items()})
+    finished = prepare(workspace, spec_with(classification, task=task))
+    assert finished.code == 0, finished.message
+    report: Any = finished.json("report.json")
+    assert sum(report["labels"]["train"].values()) == 24
+    write_jsonl(data / "train.jsonl", [*rows, {"text": "a", "label": "7"}])
+    wrong = prepare(workspace, spec_with(classification, task=task))
+    assert "'label' is '7', which is none of the labels (negative, neutral, positive, 0, 1, 2)" in wrong.message
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [({"good": ("1",)}, "'good' is none of the labels"), ({"neutral": ("1",), "positive": ("1",)}, "name it once")],
+)
+def test_values_that_stand_for_no_label_or_for_two(
+    workspace: Workspace, classification: PrepareSpec, values: dict[str, tuple[str, ...]], says: str
+) -> None:
+    task = ClassificationTask(labels=LABELS, label_values=values)
+    finished = prepare(workspace, spec_with(classification, task=task))
+    assert (finished.code, finished.reason) == (ExitCode.INVALID_CONFIG, "InvalidLabel") and says in finished.message
 
 
 def test_a_label_column_that_no_row_has_is_said_once(

@@ -66,8 +66,27 @@ class BaseModelSource(Part):
     """Token for the hub, for models and data sets that are not public. Only the download sees it."""
 
 
+class LabelValues(Part):
+    """How the data write a label."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    """One of the labels."""
+    values: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(min_length=1, max_length=16)
+    ]
+    """What stands for it in the data, such as "0" or "neg", besides its name."""
+
+
 class ClassificationTask(Part):
     """Text to one label out of a closed list, learned as generation of the label."""
+
+    rules = (
+        Rule(
+            rule="!has(self.labelValues) || self.labelValues.all(entry, entry.name in self.labels)",
+            message="must name only labels that are in labels",
+            field_path=".labelValues",
+        ),
+    )
 
     labels: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=64)], ...],
@@ -84,6 +103,8 @@ class ClassificationTask(Part):
     """The labels, 2 to 64, each of at most 64 characters. A row with another label is an error."""
     instruction: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     """Sentence put before each text. Left out: a request, in plain English, to answer with one of the labels."""
+    label_values: Annotated[tuple[LabelValues, ...], ListMap("name"), Field(max_length=64)] = ()
+    """For data that write labels otherwise, such as numbers: which values stand for which label."""
 
 
 class InstructionTask(Part):

@@ -83,7 +83,9 @@ def _source(source: api.DataSource, digests: Digests) -> contract.DataSource:
 def _task(task: api.Task) -> contract.Task:
     if task.classification is not None:
         return contract.ClassificationTask(
-            labels=task.classification.labels, instruction=task.classification.instruction or ""
+            labels=task.classification.labels,
+            instruction=task.classification.instruction or "",
+            label_values={entry.name: entry.values for entry in task.classification.label_values},
         )
     if task.completion is not None:
         return contract.CompletionTask()

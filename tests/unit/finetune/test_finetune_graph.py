@@ -79,6 +79,17 @@ CLAIM_SOURCE = {"claim": {"name": "data", "path": "train.jsonl"}}
         (train_sources({**CLAIM_SOURCE, "limit": 5}), {"prepare"}),
         (train_sources({"http": {"url": "https://data.example/rows.jsonl", "sha256": "0" * 64}}), {"prepare"}),
         ({"task": {"conversation": {}}}, {"prepare"}),
+        (
+            {
+                "task": {
+                    "classification": {
+                        "labels": ["good", "bad"],
+                        "labelValues": [{"name": "good", "values": ["1"]}],
+                    }
+                }
+            },
+            {"prepare"},
+        ),
         ({"template": {"source": "Model"}}, set()),
         ({"template": {"source": "Inline", "inline": "{{ messages }}"}}, {"prepare"}),
         ({"template": {"systemPrompt": "Be brief."}}, {"prepare"}),
