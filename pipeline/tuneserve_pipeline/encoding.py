@@ -143,9 +143,8 @@ class Encoder:
         )
 
     def _text(self, example: Example, ids: Ids) -> Encoded:
-        end = self._tokenizer.end_id
         inside = not self._tokenizer.end_ids.isdisjoint(ids)
-        ids = [*self._tokenizer.start_ids, *ids, *([] if end is None else [end])]
+        ids = _framed(ids, self._tokenizer)
         return Encoded(example=example, ids=ids, spans=[0, len(ids)], ends_inside=inside)
 
     def _starts(self, batch: Rendered, wholes: Sequence[Ids]) -> list[int]:
@@ -240,6 +239,15 @@ class Encoder:
             "begin, in text or in tokens, so it cannot be told what to learn; use a template that renders the "
             "generation prompt as the start of the assistant's turn",
         )
+
+
+def text_ids(text: str, *, tokenizer: Tokenizer) -> Ids:
+    """A plain text as it is learned."""
+    return _framed(tokenizer.encode([text])[0], tokenizer)
+
+
+def _framed(ids: Ids, tokenizer: Tokenizer) -> Ids:
+    return [*tokenizer.start_ids, *ids, *([] if tokenizer.end_id is None else [tokenizer.end_id])]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

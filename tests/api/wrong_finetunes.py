@@ -8,7 +8,7 @@ from api.wrong import LABEL, METADATA, NAME, PATH, Wrong, WrongEdit
 
 _CLAIM = {"name": "data", "path": "train.jsonl"}
 _REPO = "must be a repository of the hub, written as owner/name without a URL"
-_TASKS = "must set exactly one of classification, instruction, completion, conversation and preference"
+_TASKS = "must set exactly one of classification, instruction, completion, conversation, text and preference"
 _URL = "must be an address such as https://data.example/rows.jsonl: https, without a user or a password"
 _SHA256 = "0123456789abcdef" * 4
 _RATIO = 'must be a decimal number in quotes, at least 0 and at most 1, such as "0.80"; write 80 % as "0.80"'
@@ -142,6 +142,12 @@ FINETUNES = (
         {"spec.task": {"conversation": {}}, "spec.dataset.columns": {"text": "dialog"}},
         "spec.dataset.columns",
         "must name only messages when the task is conversation",
+    ),
+    _finetune(
+        "a column for a field of no text",
+        {"spec.task": {"text": {}}, "spec.dataset.columns": {"prompt": "body"}},
+        "spec.dataset.columns",
+        "must name only text when the task is text",
     ),
     _finetune(
         "a column for a field of no preference",
@@ -406,6 +412,12 @@ FINETUNES = (
             f"must name only exactMatch when the task is {task}",
         )
         for task in ("completion", "conversation", "preference")
+    ),
+    _finetune(
+        "a metric of answers for texts",
+        {"spec.task": {"text": {}}, "spec.gates": [{"metric": "exactMatch", "atLeast": "0.8"}]},
+        "spec.gates",
+        "must name only tokenAccuracy when the task is text",
     ),
     _finetune(
         "an evaluation of nothing", {"spec.evaluation": {"maxSamples": 0}}, "evaluation.maxSamples", "equal to 1"

@@ -15,6 +15,7 @@ from tuneserve.api.finetune import (
     InstructionTask,
     PreferenceTask,
     Task,
+    TextTask,
 )
 from tuneserve.api.finetune_status import (
     Artifact,
@@ -128,6 +129,7 @@ __all__ = [
     "StageState",
     "StageStatus",
     "Task",
+    "TextTask",
     "Training",
     "Verdict",
 ]

@@ -143,4 +143,4 @@ class Dataset(Part):
     ] = Field(default_factory=dict)
     """The task's field -> the file's column, where the names differ, such as "text: tweet". A classification has the
     fields text and label; an instruction has instruction, input and output; a completion prompt and completion; a
-    conversation messages; a preference prompt, chosen and rejected."""
+    conversation messages; a text text; a preference prompt, chosen and rejected."""

@@ -27,12 +27,14 @@ from tuneserve.api.training import Lora, Method, Training
 #: Metrics that the evaluation of a task measures; the first one is the task's main metric. All are shares from 0 to 1.
 CLASSIFICATION_METRICS = ("accuracy", "macroF1", "invalidRatio")
 INSTRUCTION_METRICS = ("exactMatch",)
+TEXT_METRICS = ("tokenAccuracy",)
 #: By task: metrics that a gate may name, and fields that a column may be named for.
 TASK_METRICS = {
     "classification": CLASSIFICATION_METRICS,
     "instruction": INSTRUCTION_METRICS,
     "completion": INSTRUCTION_METRICS,
     "conversation": INSTRUCTION_METRICS,
+    "text": TEXT_METRICS,
     "preference": INSTRUCTION_METRICS,
 }
 TASK_COLUMNS = {
@@ -40,6 +42,7 @@ TASK_COLUMNS = {
     "instruction": ("instruction", "input", "output"),
     "completion": ("prompt", "completion"),
     "conversation": ("messages",),
+    "text": ("text",),
     "preference": ("prompt", "chosen", "rejected"),
 }
 
@@ -119,6 +122,10 @@ class ConversationTask(Part):
     """Rows with messages of a user and an assistant."""
 
 
+class TextTask(Part):
+    """Rows with a text, all of which is learned."""
+
+
 class PreferenceTask(Part):
     """Rows with a prompt, a chosen and a rejected answer."""
 
@@ -138,6 +145,9 @@ class Task(Part):
     conversation: ConversationTask | None = None
     """Conversations, in which every answer of the assistant is learned. Rows have the field messages (role, content)
     or conversations (from, value). Write "{}"."""
+    text: TextTask | None = None
+    """Plain text, learned whole and without a template; a text longer than training.maxSequenceLength is cut into
+    pieces. Rows have the field text. Write "{}"."""
     preference: PreferenceTask | None = None
     """Better and worse answers. Rows have the fields prompt, chosen and rejected. Write "{}"."""
 

@@ -91,6 +91,8 @@ def _task(task: api.Task) -> contract.Task:
         return contract.CompletionTask()
     if task.conversation is not None:
         return contract.ConversationTask()
+    if task.text is not None:
+        return contract.TextTask()
     if task.preference is not None:
         return contract.PreferenceTask()
     return contract.InstructionTask()

@@ -107,7 +107,7 @@ def test_an_edit_changes_the_hash_of_the_stages_that_it_reaches(edit: dict[str, 
 
 
 def test_each_task_is_another_input() -> None:
-    tasks = ("instruction", "completion", "conversation", "preference")
+    tasks = ("instruction", "completion", "conversation", "text", "preference")
     assert len({hash_of(BY_NAME["prepare"], task={task: {}}) for task in tasks}) == len(tasks)
 
 
