@@ -49,9 +49,6 @@ class Lists:
         found: NDArray[np.int32] = self.values[self.offsets[place] : self.offsets[place + 1]]
         return found
 
-    def first(self, count: int) -> "Lists":
-        return Lists(values=self.values[: self.offsets[count]], offsets=self.offsets[: count + 1])
-
 
 class Rows(Sequence[Row]):
     """Rows with answers or texts, in the order of the file."""
@@ -138,8 +135,9 @@ class Preferences(Sequence[Preference]):
 
 
 def read_rows(path: Path, *, limit: int | None = None, longest: int | None = None) -> Rows:
-    """The first `limit` rows of a file of `prepare`; of preferences the prompt with the answer that was chosen.
+    """Rows of a file of `prepare`; of preferences the prompt with the answer that was chosen.
 
+    `limit`: so many rows at most, evenly spread over the file, which may be sorted by whatever its user likes.
     Raises `InvalidData` when the file is not there or not whole, or when a row has more than `longest` tokens.
     """
     names = _columns_of(path)
@@ -159,7 +157,7 @@ def read_rows(path: Path, *, limit: int | None = None, longest: int | None = Non
 
 
 def read_preferences(path: Path, *, limit: int | None = None, longest: int | None = None) -> Preferences:
-    """The first `limit` pairs of a file of `prepare`; raises `InvalidData` as `read_rows` does."""
+    """Pairs of a file of `prepare`; `limit` and what is raised are as with `read_rows`."""
     names = _columns_of(path)
     if names != PREFERENCE_COLUMNS:
         raise InvalidData(
@@ -191,14 +189,15 @@ def _read(path: Path, names: Sequence[str], limit: int | None) -> list[Lists]:
 
     values: list[list[NDArray[np.int32]]] = [[] for _ in names]
     counts: list[list[NDArray[np.int64]]] = [[] for _ in names]
-    rows = 0
     try:
         with pq.ParquetFile(path) as file:
+            total, rows = file.metadata.num_rows, 0
             for group in range(file.num_row_groups):
-                if limit is not None and rows >= limit:
-                    break
                 table = file.read_row_group(group, columns=list(names))
-                rows += len(table)
+                first, rows = rows, rows + len(table)
+                if limit is not None and limit < total:
+                    chosen = np.arange(limit, dtype=np.int64) * total // limit
+                    table = table.take(chosen[(chosen >= first) & (chosen < rows)] - first)
                 for place, name in enumerate(names):
                     for chunk in table[name].chunks:
                         values[place].append(chunk.flatten().to_numpy())
@@ -210,8 +209,7 @@ def _read(path: Path, names: Sequence[str], limit: int | None) -> list[Lists]:
         lengths = np.concatenate([np.zeros(1, dtype=np.int64), *counts[place]])
         flat = np.concatenate(values[place]) if values[place] else np.empty(0, dtype=np.int32)
         values[place] = []
-        lists = Lists(values=flat, offsets=np.cumsum(lengths))
-        found.append(lists if limit is None or rows <= limit else lists.first(limit))
+        found.append(Lists(values=flat, offsets=np.cumsum(lengths)))
     return found
 
 

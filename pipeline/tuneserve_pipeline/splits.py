@@ -26,7 +26,11 @@ class Side(IntEnum):
 
 
 def prompt_key(text: str, *, seed: int) -> int:
-    """A prompt's number, and its rank in the order in which prompts are held out."""
+    """A prompt's number, and its rank in the order in which prompts are held out.
+
+    Texts that differ in case and spaces alone are one prompt: a model that knows the one knows the other.
+    """
+    text = " ".join(text.casefold().split())
     return int.from_bytes(hashlib.sha256(f"{seed}\x00{text}".encode()).digest()[:8], "big")
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from tuneserve_pipeline.encoding import Encoded, Encoder
 from tuneserve_pipeline.errors import Unavailable
 from tuneserve_pipeline.examples import Example
 from tuneserve_pipeline.files import Problem
-from tuneserve_pipeline.splits import Side
+from tuneserve_pipeline.splits import Side, prompt_key
 from tuneserve_pipeline.tables import ANSWER_COLUMNS, PREFERENCE_COLUMNS, TRAIN_FILE, VALIDATION_FILE, TableWriter
 
 TEST_FILE = "test.jsonl"
@@ -179,11 +179,13 @@ class _Output:
         self._limits = limits
         self._texts = isinstance(spec.task, TextTask)
         self._columns = PREFERENCE_COLUMNS if isinstance(spec.task, PreferenceTask) else ANSWER_COLUMNS
+        self._seed = spec.split.seed
+        self._ranks: list[tuple[int, int]] = []
         self._stack = ExitStack()
         self._tables: dict[Side, TableWriter] = {}
 
     def __enter__(self) -> "_Output":
-        self._test: TextIO = self._stack.enter_context((self._directory / TEST_FILE).open("w", encoding="utf-8"))
+        self._test: BinaryIO = self._stack.enter_context((self._directory / TEST_FILE).open("wb"))
         for side in (Side.TRAIN, Side.VALIDATION):
             self._tables[side] = self._stack.enter_context(
                 TableWriter(self._directory / FILES[side], columns=self._columns)
@@ -192,6 +194,8 @@ class _Output:
 
     def __exit__(self, *error: object) -> None:
         self._stack.__exit__(*error)  # type: ignore[arg-type]
+        if error[0] is None:
+            shuffle(self._directory / TEST_FILE, ranks=self._ranks)
 
     def add(self, item: _Item, encoded: Encoded, tally: Tally) -> bool:
         """Whether the row is kept, rather than left out because it is too long."""
@@ -213,7 +217,8 @@ class _Output:
             if odd:
                 oddity.add(example.source)
         if item.side is Side.TEST:
-            self._test.write(json.dumps(example.to_json(), ensure_ascii=False) + "\n")
+            self._ranks.append((prompt_key(example.key, seed=self._seed), self._test.tell()))
+            self._test.write(json.dumps(example.to_json(), ensure_ascii=False).encode() + b"\n")
             return True
         table = self._tables[item.side]
         for _ in range(item.copies):
@@ -228,6 +233,19 @@ class _Output:
             start = encoded.spans[-2]
             return [(encoded.ids[:start], encoded.ids[start:], encoded.rejected)]
         return [(encoded.ids, encoded.spans)]
+
+
+def shuffle(path: Path, *, ranks: Sequence[tuple[int, int]]) -> None:
+    """Put lines in the order of their ranks; `ranks`: of each line its rank and where it begins.
+
+    An evaluation of the first rows must not be one of the first label, or the easiest source.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with path.open("rb") as source, partial.open("wb") as target:
+        for _, place in sorted(ranks):
+            source.seek(place)
+            target.write(source.readline())
+    partial.rename(path)
 
 
 def cut(ids: list[int], limit: int) -> Iterator[list[int]]:

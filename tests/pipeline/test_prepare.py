@@ -151,6 +151,15 @@ def test_files_for_validation_and_test_are_used_as_they_are(
     assert any("score says little" in warning for warning in report["warnings"])
 
 
+def test_the_first_test_rows_are_a_sample_of_all(workspace: Workspace, classification: PrepareSpec, data: Path) -> None:
+    rows = sorted(reviews(90), key=lambda row: row["label"])
+    write_jsonl(data / "test.jsonl", rows)
+    spec = spec_with(classification, test=(ClaimFile(claim="reviews", path="test.jsonl"),))
+    test = prepare(workspace, spec).rows("test.jsonl")
+    assert sorted(row["source"] for row in test) == sorted(f"claim reviews: test.jsonl:{n}" for n in range(1, 91))
+    assert {row["label"] for row in test[:20]} == set(LABELS)
+
+
 def test_an_instruction_data_set(
     workspace: Workspace, classification: PrepareSpec, data: Path, tiny_model: Path
 ) -> None:
@@ -307,7 +316,7 @@ def test_values_stand_for_labels(workspace: Workspace, classification: PrepareSp
     report: Any = finished.json("report.json")
     assert sum(report["labels"]["train"].values()) == 24
     write_jsonl(data / "train.jsonl", [*rows, {"text": "a", "label": "7"}])
-    wrong = prepare(workspace, spec_with(classification, task=task))
+    wrong = prepare(workspace, spec_with(classification, task=task, revision="2"))
     assert "'label' is '7', which is none of the labels (negative, neutral, positive, 0, 1, 2)" in wrong.message
 
 

@@ -41,8 +41,10 @@ def test_supervised_text_is_answer_and_end_of_turn(prepared: tuple[Workspace, Fi
         assert tokenizer.decode(row.input_ids[:first]).endswith("<|im_start|>assistant\n")
 
 
-def test_only_the_first_rows_are_read_when_asked(train: Path) -> None:
-    assert list(read_rows(train, limit=5)) == read_rows(train)[:5]
+def test_few_rows_are_spread_over_the_file(train: Path) -> None:
+    whole = list(read_rows(train))
+    assert list(read_rows(train, limit=5)) == [whole[place] for place in (0, 19, 38, 57, 76)]
+    assert list(read_rows(train, limit=1000)) == whole
 
 
 def test_all_rows_at_once_are_the_rows_one_by_one(tmp_path: Path) -> None:
