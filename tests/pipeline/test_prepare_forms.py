@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tokenizers import Tokenizer
 
 from support.stages import Finished, Workspace
@@ -28,13 +29,10 @@ from tuneserve_pipeline.tokenization import read_base
 Prepare = Callable[..., Finished]
 #: All rows are trained on but one, so that each can be looked at.
 FEW = Split(validation=0.0, test=0.01)
-LLAMA_2 = (
-    "{% for message in messages %}"
-    "{% if message.role == 'system' %}{{ bos_token + '<<SYS>>' + message.content + '<</SYS>>' }}"
-    "{% elif message.role == 'user' %}{{ bos_token + '[INST] ' + message.content.strip() + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message.content.strip() + ' ' + eos_token }}{% endif %}"
-    "{% endfor %}"
-)
+#: The documentation's example, as a user copies it.
+LLAMA_2 = yaml.safe_load(
+    (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+)["template"]["inline"]
 
 
 @pytest.fixture
