@@ -4,7 +4,7 @@ Each row is proved, not assumed: what is shown must be how the whole begins, in 
 cover the wrong tokens; and an end of turn must follow the answer, or the model would never stop. Must import no torch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -44,12 +44,10 @@ class Rendered:
     """A batch as text."""
 
     examples: Sequence[Example]
+    limits: Sequence[int]
     prompts: list[str]
     wholes: list[str]
-    turns: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
-    """Row -> for each earlier answer the text up to where it begins, and up to where it has ended."""
     rejected: dict[int, str] = field(default_factory=dict)
-    last_only: set[int] = field(default_factory=set)
     oversized: set[int] = field(default_factory=set)
 
 
@@ -61,6 +59,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._name = name
         self._tail: _Tail | None = None
+        self._specials: tuple[str, ...] = ()
         self._proved = False
 
     def render(self, examples: Sequence[Example], *, limits: Sequence[int]) -> Rendered:
@@ -68,7 +67,7 @@ class Encoder:
         chats = [example for example in examples if example.text is None]
         prompts = iter(self._render(chats, lambda example: example.prompt, prompt=True))
         wholes = iter(self._render(chats, lambda example: (*example.prompt, *example.completion), prompt=False))
-        found = Rendered(examples=examples, prompts=[], wholes=[])
+        found = Rendered(examples=examples, limits=limits, prompts=[], wholes=[])
         for row, example in enumerate(examples):
             whole = next(wholes) if example.text is None else example.text
             prompt = next(prompts) if example.text is None else ""
@@ -79,12 +78,6 @@ class Encoder:
                 self._no_prefix(example)
             elif example.rejected:
                 found.rejected[row] = self._rejected(example, prompt)
-            elif example.earlier:
-                turns = self._turns(example, whole)
-                if turns is None:
-                    found.last_only.add(row)
-                else:
-                    found.turns[row] = turns
             found.prompts.append(prompt)
             found.wholes.append(whole)
         return found
@@ -92,7 +85,6 @@ class Encoder:
     def tokenize(self, batch: Rendered) -> list[Encoded]:
         wholes = self._tokenizer.encode(batch.wholes)
         starts = self._starts(batch, wholes)
-        turns = self._encode_pairs(batch.turns)
         rejected = dict(zip(batch.rejected, self._tokenizer.encode(list(batch.rejected.values())), strict=True))
         found = []
         for row, (example, ids) in enumerate(zip(batch.examples, wholes, strict=True)):
@@ -101,29 +93,14 @@ class Encoder:
             elif example.text is not None:
                 found.append(self._text(example, ids))
             else:
-                found.append(self._chat(example, ids, starts[row], turns.get(row), rejected.get(row), batch, row))
+                found.append(self._chat(batch, row, ids, start=starts[row], rejected=rejected.get(row)))
         return found
 
-    def _chat(
-        self,
-        example: Example,
-        ids: Ids,
-        start: int,
-        turns: list[tuple[Ids, Ids]] | None,
-        rejected: Ids | None,
-        batch: Rendered,
-        row: int,
-    ) -> Encoded:
+    def _chat(self, batch: Rendered, row: int, ids: Ids, *, start: int, rejected: Ids | None) -> Encoded:
+        example = batch.examples[row]
         end = self._end(ids, start, example)
-        spans: Ids = []
-        last_only = row in batch.last_only
-        for before, after in turns or ():
-            place = self._last_end(ids, len(before), len(after))
-            if ids[: len(after)] != after or after[: len(before)] != before or place is None:
-                spans, last_only = [], True
-                break
-            spans += [len(before), place + 1]
-        spans += [start, end + 1]
+        turns = self._turns(example, batch.wholes[row], ids) if end < batch.limits[row] else []
+        spans = [*(turns or ()), start, end + 1]
         worse: Ids = []
         if rejected is not None:
             if rejected[:start] != ids[:start]:
@@ -139,7 +116,7 @@ class Encoder:
             spans=spans,
             rejected=worse,
             ends_inside=inside or not ends.isdisjoint(worse[:-1]),
-            last_only=last_only,
+            last_only=turns is None,
         )
 
     def _text(self, example: Example, ids: Ids) -> Encoded:
@@ -169,26 +146,41 @@ class Encoder:
         if not rows:
             return
         self._proved = True
-        tail = _Tail.of(batch.prompts[rows[0]], self._tokenizer)
+        # Of the hundreds that some tokenizers have, those that this template uses.
+        self._specials = tuple(text for text in self._tokenizer.special_texts if text in batch.wholes[rows[0]])
+        tail = _Tail.of(batch.prompts[rows[0]], self._tokenizer, specials=self._specials)
         if tail is not None:
             found = [tail.start(batch.prompts[row], batch.wholes[row], wholes[row]) for row in rows]
             if all(start in (-1, starts[row]) for row, start in zip(rows, found, strict=True)):
                 self._tail = tail
 
-    def _encode_pairs(self, turns: Mapping[int, list[tuple[str, str]]]) -> dict[int, list[tuple[Ids, Ids]]]:
-        encoded = iter(self._tokenizer.encode([text for pairs in turns.values() for pair in pairs for text in pair]))
-        return {row: [(next(encoded), next(encoded)) for _ in pairs] for row, pairs in turns.items()}
+    def _turns(self, example: Example, whole: str, ids: Ids) -> Ids | None:
+        """Spans of the earlier answers. None: the template renders one otherwise when others follow, so that its place
+        is not known.
 
-    def _turns(self, example: Example, whole: str) -> list[tuple[str, str]] | None:
-        """None: the template renders an earlier turn otherwise when others follow, so its place is not known."""
-        found = []
+        One text at a time, and of rows that fit alone: all of them together are the square of a conversation.
+        """
+        spans: Ids = []
         for place in example.earlier:
             before = self._render([example], lambda given, place=place: given.prompt[:place], prompt=True)[0]
             after = self._render([example], lambda given, place=place: given.prompt[: place + 1], prompt=False)[0]
             if not (whole.startswith(after) and after.startswith(before)):
                 return None
-            found.append((before, after))
-        return found
+            start, stop = self._place(before, whole, ids), self._place(after, whole, ids)
+            end = None if start is None or stop is None else self._last_end(ids, start, stop)
+            if start is None or end is None:
+                return None
+            spans += [start, end + 1]
+        return spans
+
+    def _place(self, text: str, whole: str, ids: Ids) -> int | None:
+        """Tokens of a text that `whole`, with its `ids`, begins with; None if they are others than there."""
+        tail = _Tail.of(text, self._tokenizer, specials=self._specials) if self._tail is not None else None
+        place = -1 if tail is None else tail.start(text, whole, ids)
+        if place >= 0:
+            return place
+        found = self._tokenizer.encode([text])[0]
+        return len(found) if ids[: len(found)] == found else None
 
     def _rejected(self, example: Example, prompt: str) -> str:
         whole = self._render([example], lambda given: (*given.prompt, *given.rejected), prompt=False)[0]
@@ -252,19 +244,18 @@ def _framed(ids: Ids, tokenizer: Tokenizer) -> Ids:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Tail:
-    """What all prompts end with, from their last special token on: it is tokenized alike whatever stands before it."""
+    """How a text ends, from its last special token on: that part is tokenized alike whatever stands before it."""
 
     text: str
     ids: Ids
     special: str
 
     @classmethod
-    def of(cls, prompt: str, tokenizer: Tokenizer) -> "_Tail | None":
-        place, special = max(((prompt.rfind(text), text) for text in tokenizer.special_texts), default=(-1, ""))
+    def of(cls, text: str, tokenizer: Tokenizer, *, specials: Sequence[str]) -> "_Tail | None":
+        place, special = max(((text.rfind(special), special) for special in specials), default=(-1, ""))
         if place < 0:
             return None
-        ids = tokenizer.encode([prompt[place:]])[0]
-        return cls(text=prompt[place:], ids=ids, special=special)
+        return cls(text=text[place:], ids=tokenizer.encode([text[place:]])[0], special=special)
 
     def start(self, prompt: str, whole: str, ids: Ids) -> int:
         """Tokens of the prompt; -1: not to be had this way."""

@@ -89,6 +89,15 @@ def test_every_answer_of_a_conversation_is_learned(prepare: Prepare, tokenizer: 
         assert [span.removeprefix("It is ").split(".")[1] for span in spans] == [f"{n}<|im_end|>" for n in range(3)]
 
 
+def test_answers_of_a_conversation_that_just_fits_are_all_learned(prepare: Prepare, tokenizer: Tokenizer) -> None:
+    rows = [chat(n, turns=3) for n in range(20)]
+    longest = max(len(row["input_ids"]) for row in prepare(ConversationTask(), rows).rows("train.parquet"))
+    fits = learned(prepare(ConversationTask(), rows, max_sequence_length=longest), tokenizer)
+    assert len(fits) == 19 and all(len(spans) == 3 for spans in fits)
+    less = prepare(ConversationTask(), rows, max_sequence_length=longest - 1)
+    assert (less.code, less.reason) == (ExitCode.INVALID_DATA, "RowsTooLong")
+
+
 def test_a_conversation_ends_with_an_answer_and_evaluates_it(prepare: Prepare) -> None:
     finished = prepare(ConversationTask(), [chat(n) for n in range(20)])
     (row,) = finished.rows("test.jsonl")
