@@ -100,7 +100,7 @@ def write_results(options: argparse.Namespace, figures: dict[str, object]) -> No
     result = {
         "name": "prepare",
         "commit": asked.stdout.strip() or "unknown",
-        "machine": {"cores": len(os.sched_getaffinity(0)), "kernel": platform.release()},
+        "machine": {"cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "load": os.getloadavg()[0]},
         "versions": {name: version(name) for name in ("transformers", "tokenizers", "pyarrow")},
         **figures,
     }

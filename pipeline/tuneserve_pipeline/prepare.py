@@ -20,7 +20,7 @@ from tuneserve_pipeline.dataset import Given, Plan, Problems, Rows
 from tuneserve_pipeline.encoding import Encoder
 from tuneserve_pipeline.errors import InvalidConfig, InvalidData
 from tuneserve_pipeline.hub import Hub
-from tuneserve_pipeline.report import Kept, LabelTokens, build_report
+from tuneserve_pipeline.report import Kept, LabelTokens, brief, build_report
 from tuneserve_pipeline.sources import find_files
 from tuneserve_pipeline.splits import Side
 from tuneserve_pipeline.stage import StageResult, StageRun
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 REPORT_FILE = "report.json"
 BASE_FILE = "base.json"
 TEMPLATE_FILE = "chat_template.jinja"
+#: Characters of the warnings that the outcome carries; the report has them all.
+_TOLD_WARNINGS = 600
 
 
 def run(job: StageRun) -> StageResult:
@@ -106,8 +108,10 @@ def run(job: StageRun) -> StageResult:
         log.warning("%s", warning)
     shutil.rmtree(downloads, ignore_errors=True)
     dataset_digest = _write(job.partial, report=report, model=model, template=template)
+    warned = {"warnings": brief(report["warnings"], length=_TOLD_WARNINGS)} if report["warnings"] else {}
     return StageResult(
         facts={
+            **warned,
             "revision": revision,
             "baseDigest": model.digest,
             "datasetDigest": dataset_digest,

@@ -136,6 +136,12 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def brief(warnings: Sequence[str], *, length: int) -> str:
+    """Warnings as one text of at most `length` characters, as many as fit."""
+    text = "; ".join(warnings)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def _label_warnings(report: Mapping[str, Any]) -> list[str]:
     found = []
     counts = report["labels"]["train"]

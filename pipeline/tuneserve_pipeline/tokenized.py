@@ -228,7 +228,8 @@ class _Output:
 
     def _rows(self, encoded: Encoded, pieces: Sequence[list[int]]) -> list[tuple[Sequence[int], ...]]:
         if self._texts:
-            return [(piece, (0, len(piece))) for piece in pieces]
+            # Nothing stands before a single token that it could be learned from.
+            return [(piece, (0, len(piece))) for piece in pieces if len(piece) > 1]
         if encoded.rejected:
             start = encoded.spans[-2]
             return [(encoded.ids[:start], encoded.ids[start:], encoded.rejected)]

@@ -149,6 +149,7 @@ def test_files_for_validation_and_test_are_used_as_they_are(
     report: Any = finished.json("report.json")
     assert report["overlap"] == {"validation": 0, "test": 1}
     assert any("score says little" in warning for warning in report["warnings"])
+    assert "score says little" in facts["warnings"]
 
 
 def test_the_first_test_rows_are_a_sample_of_all(workspace: Workspace, classification: PrepareSpec, data: Path) -> None:

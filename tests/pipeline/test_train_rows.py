@@ -62,6 +62,14 @@ def test_all_rows_at_once_are_the_rows_one_by_one(tmp_path: Path) -> None:
     assert len(found) == GROUP_ROWS + 2
 
 
+@pytest.mark.parametrize("columns", [ANSWER_COLUMNS, PREFERENCE_COLUMNS])
+def test_a_file_without_rows(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    with TableWriter(tmp_path / "validation.parquet", columns=columns):
+        pass
+    rows = read_rows(tmp_path / "validation.parquet", limit=64, longest=10)
+    assert not rows and rows.to_arrow().num_rows == 0
+
+
 def test_pairs_of_answers(pairs: Path) -> None:
     rows = read_preferences(pairs)
     assert list(rows) == [
