@@ -104,8 +104,7 @@ def tokenize(
         sources={name: [0] * len(files) for name, files in given.items()},
     )
     total = sum(map(len, plan.sides.values())) or 1
-    with ExitStack() as stack:
-        output = stack.enter_context(_Output(directory, spec=spec, limits=limits))
+    with _Output(directory, spec=spec, limits=limits) as output:
         for items, rows in _encode(_batches(given, plan=plan, spec=spec), encoder=encoder, limits=limits):
             for item, encoded in zip(items, rows, strict=True):
                 if output.add(item, encoded, found.tallies[item.side]):

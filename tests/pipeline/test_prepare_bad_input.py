@@ -12,7 +12,15 @@ import pytest
 
 from support.stages import Workspace
 from support.tiny import reviews, write_jsonl
+from tuneserve_pipeline import dataset
 from tuneserve_pipeline.contract import ClaimFile, ExitCode, PrepareSpec, TemplateSpec
+from tuneserve_pipeline.dataset import Problems
+from tuneserve_pipeline.encoding import Encoder
+from tuneserve_pipeline.errors import Unavailable
+from tuneserve_pipeline.files import DataFile
+from tuneserve_pipeline.splits import Side
+from tuneserve_pipeline.templates import load_template, load_tokenizer
+from tuneserve_pipeline.tokenized import tokenize
 
 #: Bytes more than a good file needs.
 MORE_MEMORY = 256 * 2**20
@@ -174,6 +182,28 @@ def test_a_row_far_too_long_to_train_on_is_left_out_without_its_tokens(
     code, message, peak = run(workspace, classification, "long.jsonl")
     assert code == 0, message
     assert peak < good_memory(classification) + MORE_MEMORY
+
+
+@pytest.mark.parametrize("rows", [299, 301])
+def test_a_file_that_changes_while_it_is_read_is_read_again_later(
+    tmp_path: Path, classification: PrepareSpec, tiny_model: Path, rows: int
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", reviews(300))
+    given = {"train": [DataFile(path=path, name="claim c: rows.jsonl")], "validation": [], "test": []}
+    plan = dataset.plan(given, dataset.survey(given, spec=classification, problems=Problems()), spec=classification)
+    write_jsonl(path, reviews(rows))
+    template = load_template(tiny_model, name="tiny", spec=TemplateSpec())
+    tokenizer = load_tokenizer(tiny_model, name="tiny", special_tokens=template.special_tokens)
+    with pytest.raises(Unavailable, match=r"claim c: rows\.jsonl: changed while it was read"):
+        tokenize(
+            given,
+            plan=plan,
+            spec=classification,
+            encoder=Encoder(template=template, tokenizer=tokenizer, name="tiny"),
+            limits=dict.fromkeys(Side, 256),
+            directory=tmp_path,
+            report=lambda share: None,
+        )
 
 
 def test_a_template_that_does_not_render_takes_no_memory(
