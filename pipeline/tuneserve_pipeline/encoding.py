@@ -58,6 +58,7 @@ class Encoder:
         self._template = template
         self._tokenizer = tokenizer
         self._name = name
+        self._head: _Head | None = None
         self._tail: _Tail | None = None
         self._specials: tuple[str, ...] = ()
         self._proved = False
@@ -83,7 +84,7 @@ class Encoder:
         return found
 
     def tokenize(self, batch: Rendered) -> list[Encoded]:
-        wholes = self._tokenizer.encode(batch.wholes)
+        wholes = self._encode_wholes(batch.wholes)
         starts = self._starts(batch, wholes)
         rejected = dict(zip(batch.rejected, self._tokenizer.encode(list(batch.rejected.values())), strict=True))
         found = []
@@ -124,6 +125,16 @@ class Encoder:
         ids = _framed(ids, self._tokenizer)
         return Encoded(example=example, ids=ids, spans=[0, len(ids)], ends_inside=inside)
 
+    def _encode_wholes(self, texts: Sequence[str]) -> list[Ids]:
+        head = self._head
+        if head is None:
+            return self._tokenizer.encode(texts)
+        rests = [text.removeprefix(head.text) for text in texts]
+        return [
+            ids if len(rest) == len(text) else head.ids + ids
+            for text, rest, ids in zip(texts, rests, self._tokenizer.encode(rests), strict=True)
+        ]
+
     def _starts(self, batch: Rendered, wholes: Sequence[Ids]) -> list[int]:
         """Where each answer begins. All prompts end alike, so mostly the end of a prompt is all that is tokenized."""
         starts = [
@@ -141,7 +152,7 @@ class Encoder:
         return starts
 
     def _prove(self, batch: Rendered, wholes: Sequence[Ids], starts: Sequence[int]) -> None:
-        """The short way is taken only if it gave the very same for all rows of the first batch."""
+        """The short ways are taken only if they gave the very same for all rows of the first batch."""
         rows = [row for row, prompt in enumerate(batch.prompts) if prompt]
         if not rows:
             return
@@ -153,6 +164,11 @@ class Encoder:
             found = [tail.start(batch.prompts[row], batch.wholes[row], wholes[row]) for row in rows]
             if all(start in (-1, starts[row]) for row, start in zip(rows, found, strict=True)):
                 self._tail = tail
+        head = _Head.of([batch.wholes[row] for row in rows], self._tokenizer, specials=self._specials)
+        if head is not None:
+            rests = self._tokenizer.encode([batch.wholes[row][len(head.text) :] for row in rows])
+            if all(head.ids + rest == wholes[row] for row, rest in zip(rows, rests, strict=True)):
+                self._head = head
 
     def _turns(self, example: Example, whole: str, ids: Ids) -> Ids | None:
         """Spans of the earlier answers. None: the template renders one otherwise when others follow, so that its place
@@ -238,8 +254,28 @@ def text_ids(text: str, *, tokenizer: Tokenizer) -> Ids:
     return _framed(tokenizer.encode([text])[0], tokenizer)
 
 
+def _common(first: str, second: str) -> str:
+    """What both texts begin with."""
+    differ = next((place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+    return min(first, second, key=len) if differ is None else first[:differ]
+
+
 def _framed(ids: Ids, tokenizer: Tokenizer) -> Ids:
     return [*tokenizer.start_ids, *ids, *([] if tokenizer.end_id is None else [tokenizer.end_id])]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Head:
+    """How all texts begin, up to a special token: a system prompt is tokenized once, not a million times."""
+
+    text: str
+    ids: Ids
+
+    @classmethod
+    def of(cls, texts: Sequence[str], tokenizer: Tokenizer, *, specials: Sequence[str]) -> "_Head | None":
+        common = _common(min(texts), max(texts))
+        place = max((common.rfind(special) for special in specials), default=-1)
+        return cls(text=common[:place], ids=tokenizer.encode([common[:place]])[0]) if place > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from tuneserve_pipeline.contract import (
     TemplateSpec,
     TextTask,
 )
+from tuneserve_pipeline.encoding import Encoder
+from tuneserve_pipeline.examples import Example
+from tuneserve_pipeline.templates import load_template, load_tokenizer
 from tuneserve_pipeline.tokenization import read_base
 
 Prepare = Callable[..., Finished]
@@ -228,6 +232,38 @@ def test_a_template_of_the_spec_is_used_and_kept(prepare: Prepare, workspace: Wo
     own = [{"role": "system", "content": "Mine."}, *question]
     assert base.template.render(own, prompt=True).startswith("<|endoftext|><<SYS>>Mine.<</SYS>>")
     assert base.template.hash == finished.outcome.facts["templateHash"]
+
+
+def test_what_is_tokenized_once_is_tokenized_as_ever(
+    tiny_model: Path, tokenizer: Tokenizer, classification: PrepareSpec
+) -> None:
+    """After the first batch only what differs from row to row is: the tokens must be those of each whole text."""
+    spec = TemplateSpec(system_prompt="Be brief. " * 20)
+    template = load_template(tiny_model, name="tiny", spec=spec)
+    fast = load_tokenizer(tiny_model, name="tiny", special_tokens=template.special_tokens)
+    seen: list[str] = []
+    encoder = Encoder(
+        template=template,
+        tokenizer=replace(fast, encode=lambda texts: [*map(seen.append, texts)] and fast.encode(texts)),
+        name="tiny",
+    )
+
+    def example(content: str, answer: str) -> Example:
+        said = ({"role": "user", "content": content},), ({"role": "assistant", "content": answer},)
+        return Example(prompt=said[0], completion=said[1], source=content)
+
+    odd = ["<|im_end|>", "<|im_start|>assistant\n", "<|im_start|>", "", "\n", " ü😀", "<|im_st", "assistant"]
+    first = [example(f"Say {n}", f"It is {n}") for n in range(5)]
+    later = [example(f"{a}say{b}", f"{b}it{a}") for a in odd for b in odd]
+    for batch in (first, later):
+        seen.clear()
+        for found in encoder.tokenize(encoder.render(batch, limits=[10_000] * len(batch))):
+            messages = (*found.example.prompt, *found.example.completion)
+            ids = tokenizer.encode(template.render(messages, prompt=False), add_special_tokens=False).ids
+            prompt = template.render(found.example.prompt, prompt=True)
+            assert ids[: len(found.ids)] == found.ids and ids[len(found.ids) :] == ids[-1:]
+            assert found.spans == [len(tokenizer.encode(prompt, add_special_tokens=False).ids), len(found.ids)]
+    assert not any("Be brief" in text for text in seen)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,9 @@ def test_all_rows_at_once_are_the_rows_one_by_one(tmp_path: Path) -> None:
     assert rows[-1].labels == [5, 6]
     found = rows.to_arrow().to_pylist()
     assert found == [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+    assert [(ids.tolist(), labels.tolist()) for ids, labels in rows.arrays()] == [
+        (row.input_ids, row.labels) for row in rows
+    ]
     assert len(found) == GROUP_ROWS + 2
 
 
