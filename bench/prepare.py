@@ -4,7 +4,8 @@
     python bench/prepare.py [--rows 1000000] [--base DIRECTORY] [--results bench/results/prepare.json]
 
 `--base` is a model with its tokenizer; without it a tiny one is made, whose tokenizer has few tokens. The rows are
-made-up reviews with a label, about 70 tokens each with a tokenizer of 50,000 tokens.
+made-up reviews with a label, about 70 tokens each with a tokenizer of 50,000 tokens. `load` in the results is that of
+the machine at the end: what else ran on its cores.
 """
 
 import argparse
