@@ -62,7 +62,8 @@ class BaseModel:
     context_length: int | None
     """Tokens; None if the config does not say."""
     template: str
-    """`model`: the tokenizer's own chat template. `default`: it has none, and TuneServe's plain one is used."""
+    """`model`: the tokenizer's own chat template. `inline`: the spec's. `default`: TuneServe's plain one, as there is
+    no other."""
 
     def to_json(self) -> dict[str, Any]:
         def camel(name: str) -> str:

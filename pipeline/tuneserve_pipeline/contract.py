@@ -109,7 +109,16 @@ class FileFormat(StrEnum):
     PARQUET = "Parquet"
 
 
-class ClaimFile(Variant):
+class Source(Variant):
+    """Where rows come from, and how many of them count how much."""
+
+    weight: float = 1.0
+    """How often each of its training rows is learned from in an epoch: 2 is twice, 0.5 is a random half of them."""
+    limit: int | None = None
+    """The first so many rows; none: all."""
+
+
+class ClaimFile(Source):
     """A data file on a claim; `prepare` reads it at `DATASETS_PATH/<claim>/<path>`."""
 
     kind: Literal["claim"] = "claim"
@@ -118,7 +127,7 @@ class ClaimFile(Variant):
     format: FileFormat = FileFormat.AUTO
 
 
-class ConfigMapFile(Variant):
+class ConfigMapFile(Source):
     """A data file in a ConfigMap, read at `DATASETS_PATH/<split>-<index>/<key>`; its content is part of the hash."""
 
     kind: Literal["configMap"] = "configMap"
@@ -129,7 +138,7 @@ class ConfigMapFile(Variant):
     format: FileFormat = FileFormat.AUTO
 
 
-class HubDataset(Variant):
+class HubDataset(Source):
     """A split of a data set of a Hugging Face-compatible hub (data files only, never a script)."""
 
     kind: Literal["hub"] = "hub"
@@ -139,7 +148,16 @@ class HubDataset(Variant):
     split: str = "train"
 
 
-DataSource = Annotated[ClaimFile | ConfigMapFile | HubDataset, Field(discriminator="kind")]
+class HttpFile(Source):
+    """A data file fetched over HTTPS, and the sha256 (in hex) that it must have."""
+
+    kind: Literal["http"] = "http"
+    url: str
+    sha256: str
+    format: FileFormat = FileFormat.AUTO
+
+
+DataSource = Annotated[ClaimFile | ConfigMapFile | HubDataset | HttpFile, Field(discriminator="kind")]
 
 
 # --- what each stage is told -----------------------------------------------------------------------------------------
@@ -152,6 +170,8 @@ class ClassificationTask(Variant):
     labels: tuple[str, ...]
     instruction: str = ""
     """Sentence before the text; empty asks for one of the labels in plain English."""
+    label_values: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Label -> how the data write it, besides its own name."""
 
 
 class InstructionTask(Variant):
@@ -160,7 +180,43 @@ class InstructionTask(Variant):
     kind: Literal["instruction"] = "instruction"
 
 
-Task = Annotated[ClassificationTask | InstructionTask, Field(discriminator="kind")]
+class CompletionTask(Variant):
+    """Prompt and the completion to learn."""
+
+    kind: Literal["completion"] = "completion"
+
+
+class ConversationTask(Variant):
+    """Messages; every answer of the assistant is learned."""
+
+    kind: Literal["conversation"] = "conversation"
+
+
+class TextTask(Variant):
+    """Plain text without a template, all of it learned."""
+
+    kind: Literal["text"] = "text"
+
+
+class PreferenceTask(Variant):
+    """A prompt with a chosen and a rejected answer."""
+
+    kind: Literal["preference"] = "preference"
+
+
+Task = Annotated[
+    ClassificationTask | InstructionTask | CompletionTask | ConversationTask | TextTask | PreferenceTask,
+    Field(discriminator="kind"),
+]
+
+
+class TemplateSpec(Part):
+    """How a conversation becomes text."""
+
+    inline: str = ""
+    """Jinja; empty: the model's own template."""
+    system_prompt: str = ""
+    """System message of each conversation that has none, in training and in serving alike."""
 
 
 class Split(Part):
@@ -183,6 +239,7 @@ class PrepareSpec(Variant):
     columns: Mapping[str, str] = Field(default_factory=dict)
     """The task's field -> the file's column."""
     task: Task
+    template: TemplateSpec = TemplateSpec()
     max_sequence_length: int = 2048
     """Tokens of one row, prompt and completion."""
     revision: str = ""

@@ -7,24 +7,28 @@ server (float32 on a CPU, bfloat16 on a GPU), greedy generation to the end of tu
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneserve_pipeline import prepare
+from tuneserve_pipeline import likelihood, prepare
+from tuneserve_pipeline.base import context_length
 from tuneserve_pipeline.contract import (
     ADAPTER_DIRECTORY,
     ClassificationTask,
     EvaluateSpec,
     EvaluationTarget,
 )
-from tuneserve_pipeline.errors import InvalidConfig, StageFailure
+from tuneserve_pipeline.encoding import text_ids
+from tuneserve_pipeline.errors import InvalidConfig, InvalidData, StageFailure
 from tuneserve_pipeline.generation import Answer, Limits, generate, virtual_tokens
 from tuneserve_pipeline.metrics import Progress
 from tuneserve_pipeline.models import merged_model
 from tuneserve_pipeline.scores import Scores, match_label, score_classification, score_instruction
 from tuneserve_pipeline.stage import StageResult, StageRun
+from tuneserve_pipeline.tokenization import read_base, read_object
+from tuneserve_pipeline.tokenized import cut
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +62,8 @@ def run(job: StageRun) -> StageResult:
     rows = read_test_rows(prepared / prepare.TEST_FILE, limit=spec.max_samples)
     labels = read_labels(prepared)
     target = load_target(job, spec.target, prepared=prepared)
+    if "text" in rows[0]:
+        return _run_texts(job, spec=spec, rows=rows, target=target, prepared=prepared)
     texts = [_render(target, row["prompt"]) for row in rows]
     prompts = [target.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     expected = [str(row["completion"][0]["content"]) for row in rows]
@@ -80,7 +86,31 @@ def run(job: StageRun) -> StageResult:
         _prediction(row, text=text, expected=want, answer=have, generated=answer, labels=labels)
         for row, text, want, have, answer in zip(rows, texts, expected, answers, found, strict=True)
     ]
-    _write(job.partial, spec=spec, scores=scores, limits=limits, predictions=predictions)
+    _write(
+        job.partial, spec=spec, scores=scores, predictions=predictions, settings={"maxNewTokens": limits.max_new_tokens}
+    )
+    return StageResult(metrics=scores.metrics, facts={"target": spec.target.value})
+
+
+def _run_texts(
+    job: StageRun, *, spec: EvaluateSpec, rows: Sequence[dict[str, Any]], target: Target, prepared: Path
+) -> StageResult:
+    """Plain texts have no answers: what is measured is how well each token is foreseen."""
+    base = read_base(prepared)
+    limit = min(context_length(read_object(base.path / "config.json")) or likelihood.PIECE, likelihood.PIECE)
+    texts = [text_ids(row["text"], tokenizer=base.tokenizer) for row in rows]
+    pieces = [[piece for piece in cut(ids, limit) if len(piece) > 1] for ids in texts]
+    found = likelihood.foresee(target.model, pieces, done=_reporter(job.progress, len(rows)))
+    if not any(one.tokens for one in found):
+        raise InvalidData(
+            reason="NoTestTokens", message="the test rows are single tokens: nothing of them can be foreseen"
+        )
+    scores = likelihood.score(found)
+    predictions = [
+        {"text": row["text"], "tokens": one.tokens, "hits": one.hits, "loss": one.loss, "source": row["source"]}
+        for row, one in zip(rows, found, strict=True)
+    ]
+    _write(job.partial, spec=spec, scores=scores, predictions=predictions, settings={"pieceTokens": limit})
     return StageResult(metrics=scores.metrics, facts={"target": spec.target.value})
 
 
@@ -190,8 +220,8 @@ def _write(
     *,
     spec: EvaluateSpec,
     scores: Scores,
-    limits: Limits,
     predictions: Sequence[dict[str, Any]],
+    settings: Mapping[str, Any],
 ) -> None:
     with (directory / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
@@ -201,7 +231,7 @@ def _write(
             "target": spec.target.value,
             "metrics": dict(scores.metrics),
             "details": dict(scores.details),
-            "maxNewTokens": limits.max_new_tokens,
+            **settings,
         },
         SAMPLES_FILE: list(predictions[::step][:SAMPLES]),
     }

@@ -1,47 +1,35 @@
 """Reads rows out of data files: JSONL, JSON, CSV and Parquet, the text formats also gzipped.
 
-Streams what can be streamed. Knows files and lines, nothing of tasks or labels. Must import no machine-learning
-library; pyarrow is loaded only for Parquet.
+Streams all of them: what is held is a row and a block, never a file. Knows files and lines, nothing of tasks or
+labels. Must import no machine-learning library; pyarrow is loaded only for Parquet.
 """
 
 import csv
-import gzip
-import io
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from tuneserve_pipeline.contract import FileFormat
+from tuneserve_pipeline.files import (
+    BOM,
+    BROKEN_GZIP,
+    ROW_LIMIT,
+    DataFile,
+    Problem,
+    detect_format,
+    encoding_text,
+    open_binary,
+    read_lines,
+    too_long_text,
+)
+from tuneserve_pipeline.jsonlist import read_json_list
 
-_EXTENSIONS = {
-    ".jsonl": FileFormat.JSONL,
-    ".ndjson": FileFormat.JSONL,
-    ".json": FileFormat.JSON,
-    ".csv": FileFormat.CSV,
-    ".tsv": FileFormat.CSV,
-    ".parquet": FileFormat.PARQUET,
-}
-_GZIP_MAGIC = b"\x1f\x8b"
-_PARQUET_MAGIC = b"PAR1"
-_BOM = b"\xef\xbb\xbf"
-#: The csv module refuses fields above 128 KiB by default; documents are longer.
-_FIELD_LIMIT = 16 * 1024 * 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFile:
-    """A file, and what its user calls it."""
-
-    path: Path
-    name: str
-    """`claim reviews: train.jsonl`; a line number is put behind it."""
-    format: FileFormat = FileFormat.AUTO
+#: Rows of a Parquet file that are Python objects at a time.
+_PARQUET_ROWS = 512
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One row as it stands in its file."""
 
@@ -50,90 +38,50 @@ class Row:
     """`claim reviews: train.jsonl:17`"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """Why a row or a file cannot be used: where, what, and what to do."""
-
-    place: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
-
-
-def data_extension(name: str) -> FileFormat | None:
-    """Format by the name of a file, `.gz` left aside; None if the name says nothing."""
-    path = PurePosixPath(name.lower())
-    if path.suffix == ".gz":
-        path = path.with_suffix("")
-    return _EXTENSIONS.get(path.suffix)
-
-
 def read_rows(file: DataFile) -> Iterator[Row | Problem]:
     """Rows of a file in their order; a `Problem` where there should be one, at most one for the file as a whole.
 
     Raises nothing for what a file may contain: every defect comes out as a `Problem`.
     """
+    last: str | None = None
     try:
-        kind = detect_format(file)
-        if kind is FileFormat.PARQUET:
-            yield from _read_parquet(file)
-            return
-        with _open_binary(file.path) as stream:
-            if kind is FileFormat.JSONL:
-                yield from _read_jsonl(file, stream)
-            elif kind is FileFormat.JSON:
-                yield from _read_json(file, stream)
-            else:
-                yield from _read_csv(file, stream)
-    except (EOFError, gzip.BadGzipFile) as error:
-        yield Problem(place=file.name, text=f"the gzip file is broken or cut off ({error}): compress it again")
+        for found in _read(file):
+            last = found.place
+            yield found
+    except BROKEN_GZIP as error:
+        where = f"behind {last}" if last else "before its first row"
+        yield Problem(place=file.name, text=f"the gzip file is broken or cut off {where} ({error}): compress it again")
     except UnicodeDecodeError as error:
-        yield Problem(place=file.name, text=_encoding_text(error))
+        yield Problem(place=file.name, text=encoding_text(error))
     except PermissionError:
         yield Problem(place=file.name, text="may not be read: make it readable for others (chmod a+r)")
 
 
-def detect_format(file: DataFile) -> FileFormat:
-    """The format that is told, else by extension, else by the first bytes. `.json` often holds JSON lines."""
-    if file.format is not FileFormat.AUTO:
-        return file.format
-    by_name = data_extension(file.name)
-    if by_name is not None and by_name is not FileFormat.JSON:
-        return by_name
-    with _open_binary(file.path) as stream:
-        head = stream.read(4096)
-    if head.startswith(_PARQUET_MAGIC):
-        return FileFormat.PARQUET
-    start = head.removeprefix(_BOM).lstrip()[:1]
-    if start == b"{":
-        # One object over several lines can only be the start of a JSON file that is no list.
-        first = head.removeprefix(_BOM).lstrip().split(b"\n", 1)[0].rstrip()
-        return FileFormat.JSONL if first.endswith(b"}") or by_name is None else FileFormat.JSON
-    if start == b"[" or by_name is FileFormat.JSON:
-        return FileFormat.JSON
-    return FileFormat.CSV
-
-
-@contextmanager
-def _open_binary(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as plain:
-        magic = plain.read(len(_GZIP_MAGIC))
-        plain.seek(0)
-        if magic == _GZIP_MAGIC:
-            with gzip.GzipFile(fileobj=plain) as stream:
-                yield cast(BinaryIO, stream)
+def _read(file: DataFile) -> Iterator[Row | Problem]:
+    kind = detect_format(file)
+    if kind is FileFormat.PARQUET:
+        yield from _read_parquet(file)
+        return
+    with open_binary(file.path) as stream:
+        if kind is FileFormat.JSONL:
+            yield from _read_jsonl(file, stream)
+        elif kind is FileFormat.JSON:
+            for place, value in read_json_list(stream, name=file.name):
+                yield value if isinstance(value, Problem) else _row(value, place)
         else:
-            yield plain
+            yield from _read_csv(file, stream)
 
 
 def _read_jsonl(file: DataFile, stream: BinaryIO) -> Iterator[Row | Problem]:
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in read_lines(stream):
         place = f"{file.name}:{number}"
+        if raw is None:
+            yield Problem(place=place, text=too_long_text())
+            continue
         try:
-            text = (raw.removeprefix(_BOM) if number == 1 else raw).decode("utf-8").strip()
+            text = (raw.removeprefix(BOM) if number == 1 else raw).decode("utf-8").strip()
         except UnicodeDecodeError as error:
-            yield Problem(place=place, text=_encoding_text(error))
+            yield Problem(place=place, text=encoding_text(error))
             if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
                 return  # UTF-16: every line would be reported.
             continue
@@ -141,29 +89,16 @@ def _read_jsonl(file: DataFile, stream: BinaryIO) -> Iterator[Row | Problem]:
             continue
         try:
             value = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
-            yield Problem(place=place, text=f"not valid JSON ({what}): each line must be one JSON object")
+        except (ValueError, RecursionError) as error:
+            yield Problem(place=place, text=f"not valid JSON ({_reason(error)}): each line must be one JSON object")
             continue
         yield _row(value, place)
 
 
-def _read_json(file: DataFile, stream: BinaryIO) -> Iterator[Row | Problem]:
-    text = stream.read().removeprefix(_BOM).decode("utf-8")
-    if not text.strip():
-        return
-    try:
-        values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
-        yield Problem(place=f"{file.name}{line}", text=f"not valid JSON ({what}): it must hold one list of objects")
-        return
-    if not isinstance(values, list):
-        yield Problem(place=file.name, text="is no JSON list: write [{…}, {…}], or one object a line as .jsonl")
-        return
-    for number, value in enumerate(values, start=1):
-        yield _row(value, f"{file.name}: row {number}")
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "too deep" if isinstance(error, RecursionError) else str(error)  # a number of thousands of digits
 
 
 def _row(value: object, place: str) -> Row | Problem:
@@ -172,16 +107,43 @@ def _row(value: object, place: str) -> Row | Problem:
     return Problem(place=place, text=f"a row must be a JSON object such as {{…}}, this is a {type(value).__name__}")
 
 
+class _CsvLines:
+    """Lines for the csv module; a row may have many of them in quotes, but not more bytes than `ROW_LIMIT`."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._lines = read_lines(stream)
+        self._first: str | None = None
+        self.number = 0
+        self.row_size = 0
+
+    def peek(self) -> str:
+        """The header's line, which is read again."""
+        self._first = next(self, "")
+        return self._first
+
+    def __iter__(self) -> "_CsvLines":
+        return self
+
+    def __next__(self) -> str:
+        if self._first is not None:
+            line, self._first = self._first, None
+            return line
+        self.number, raw = next(self._lines)
+        self.row_size += ROW_LIMIT + 1 if raw is None else len(raw)
+        if raw is None or self.row_size > ROW_LIMIT:
+            raise csv.Error(too_long_text())
+        return (raw.removeprefix(BOM) if self.number == 1 else raw).decode("utf-8")
+
+
 def _read_csv(file: DataFile, stream: BinaryIO) -> Iterator[Row | Problem]:
-    csv.field_size_limit(_FIELD_LIMIT)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    header_line = text.readline()
-    if not header_line.strip():
-        return
-    delimiter = max(",;\t", key=header_line.count)
-    # The header may go on over the line end inside quotes, so it is read as CSV together with the rest.
-    reader = csv.reader(_chain(header_line, text), delimiter=delimiter, strict=True)
+    csv.field_size_limit(ROW_LIMIT)  # the module's default is 128 KiB, documents are longer
+    lines = _CsvLines(stream)
     try:
+        header_line = lines.peek()
+        if not header_line.strip():
+            return
+        delimiter = max(",;\t", key=header_line.count)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header = [name.strip() for name in next(reader)]
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
@@ -191,6 +153,7 @@ def _read_csv(file: DataFile, stream: BinaryIO) -> Iterator[Row | Problem]:
             return
         while True:
             number = reader.line_num + 1
+            lines.row_size = 0
             values = next(reader, None)
             if values is None:
                 return
@@ -206,12 +169,9 @@ def _read_csv(file: DataFile, stream: BinaryIO) -> Iterator[Row | Problem]:
                 continue
             yield Row(values=dict(zip(header, values, strict=True)), place=place)
     except csv.Error as error:
-        yield Problem(place=f"{file.name}:{reader.line_num}", text=f"not valid CSV ({error})")
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+        yield Problem(place=f"{file.name}:{lines.number}", text=f"not valid CSV ({error})")
+    except UnicodeDecodeError as error:
+        yield Problem(place=f"{file.name}:{lines.number}", text=encoding_text(error))
 
 
 def _read_parquet(file: DataFile) -> Iterator[Row | Problem]:
@@ -220,17 +180,18 @@ def _read_parquet(file: DataFile) -> Iterator[Row | Problem]:
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(file.path) as parquet:
-            for batch in parquet.iter_batches():
+        # Read through a buffer: else a file of one row group is in memory as a whole.
+        with pyarrow.parquet.ParquetFile(file.path, buffer_size=2**20, pre_buffer=False) as parquet:
+            for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(values=values, place=f"{file.name}: row {number}")
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's error, not the file's
         first = (str(error).splitlines() or ["unknown format"])[0]
-        yield Problem(place=file.name, text=f"not a readable Parquet file ({first})")
+        where = f" behind row {number}" if number else ""
+        yield Problem(place=file.name, text=f"not a readable Parquet file{where} ({first})")
 
 
-def _encoding_text(error: UnicodeDecodeError) -> str:
-    wide = bytes(error.object[:2]) in (b"\xff\xfe", b"\xfe\xff")
-    found = "it is UTF-16" if wide else f"byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
-    return f"not UTF-8 ({found}): save the file as UTF-8"
+__all__ = ["DataFile", "Problem", "Row", "detect_format", "read_rows"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
-from tuneserve_pipeline.formats import data_extension
+from tuneserve_pipeline.files import data_extension
 
 _ALIASES = {
     "train": ("train", "training"),

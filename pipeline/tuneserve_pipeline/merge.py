@@ -13,6 +13,7 @@ from tuneserve_pipeline.machine import configure_process
 from tuneserve_pipeline.models import load_model, write_model
 from tuneserve_pipeline.rows import Row, read_rows
 from tuneserve_pipeline.stage import StageResult, StageRun
+from tuneserve_pipeline.tables import TRAIN_FILE, VALIDATION_FILE
 from tuneserve_pipeline.tokenization import Base, read_base
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def run(job: StageRun) -> StageResult:
     configure_process()
     prepared, trained = job.input("prepare"), job.input("train")
     base = read_base(prepared)
-    rows = _compared_rows(prepared, base)
+    rows = _compared_rows(prepared)
 
     from tuneserve_pipeline import fidelity
 
@@ -90,13 +91,12 @@ def check(figures: "Fidelity") -> None:
         )
 
 
-def _compared_rows(prepared: Path, base: Base) -> list[Row]:
+def _compared_rows(prepared: Path) -> list[Row]:
     """Rows that were not trained on, if there are any."""
-    for name in ("validation.jsonl", "test.jsonl", "train.jsonl"):
-        rows = read_rows(prepared / name, template=base.template, tokenizer=base.tokenizer, limit=COMPARED_ROWS)
+    for name in (VALIDATION_FILE, TRAIN_FILE):
+        rows = read_rows(prepared / name, limit=COMPARED_ROWS)
         if rows:
-            longest = max(len(row.input_ids) for row in rows)
-            return rows[: max(1, COMPARED_TOKENS // longest)]
+            return rows[: max(1, COMPARED_TOKENS // int(rows.lengths.max()))]
     raise InvalidConfig(
         reason="NoRows",
         message="prepare left no rows at all. Make them again with the annotation tuneserve.dev/rebuild: prepare",

@@ -16,7 +16,7 @@ from tuneserve_pipeline.errors import StageFailure
 #: Packages whose versions a manifest records, if they are installed.
 RECORDED_PACKAGES = (
     "tuneserve", "torch", "transformers", "tokenizers", "safetensors", "peft", "trl", "bitsandbytes", "accelerate",
-    "datasets", "huggingface_hub", "scikit-learn",
+    "datasets", "huggingface_hub", "scikit-learn", "jinja2", "pyarrow",
 )  # fmt: skip
 
 

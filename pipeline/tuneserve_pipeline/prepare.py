@@ -1,4 +1,4 @@
-"""Fetches and checks the base model and the data, renders rows as conversations, and splits them: all without a GPU.
+"""Fetches and checks the base model and the data, and tokenizes and splits the rows: all without a GPU.
 
 What is wrong with the input is found here, before anything expensive starts. Must import no torch.
 """
@@ -7,34 +7,34 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
-from tuneserve_pipeline import base, output, templates
+import numpy as np
+
+from tuneserve_pipeline import base, dataset, output, templates
 from tuneserve_pipeline.base import BaseModel
 from tuneserve_pipeline.contract import ClassificationTask, HubModel, LocalModel, PrepareSpec
+from tuneserve_pipeline.dataset import Given, Plan, Problems, Rows
+from tuneserve_pipeline.encoding import Encoder
 from tuneserve_pipeline.errors import InvalidConfig, InvalidData
-from tuneserve_pipeline.formats import DataFile, Problem, read_rows
 from tuneserve_pipeline.hub import Hub
-from tuneserve_pipeline.report import build_report
+from tuneserve_pipeline.report import Kept, LabelTokens, brief, build_report
 from tuneserve_pipeline.sources import find_files
-from tuneserve_pipeline.splits import Splits, hold_out
+from tuneserve_pipeline.splits import Side
 from tuneserve_pipeline.stage import StageResult, StageRun
-from tuneserve_pipeline.tasks import Example, check_task, convert
+from tuneserve_pipeline.tasks import check_task
 from tuneserve_pipeline.templates import Template, Tokenizer
+from tuneserve_pipeline.tokenized import FILES, TEST_FILE, Tokenized, tokenize
 
 log = logging.getLogger(__name__)
 
-TRAIN_FILE = "train.jsonl"
-VALIDATION_FILE = "validation.jsonl"
-TEST_FILE = "test.jsonl"
 REPORT_FILE = "report.json"
 BASE_FILE = "base.json"
 TEMPLATE_FILE = "chat_template.jinja"
-
-#: A message names so many problems at most: enough to see the pattern, few enough for a termination message.
-SHOWN_PROBLEMS = 20
+#: Characters of the warnings that the outcome carries; the report has them all.
+_TOLD_WARNINGS = 600
 
 
 def run(job: StageRun) -> StageResult:
@@ -52,25 +52,41 @@ def run(job: StageRun) -> StageResult:
         name: find_files(sources, split=name, datasets=job.mounts.datasets, downloads=downloads, hub=hub)
         for name, sources in {"train": spec.train, "validation": spec.validation, "test": spec.test}.items()
     }
-    splits = read_splits(given, spec=spec)
+    problems = Problems()
+    rows = dataset.survey(given, spec=spec, problems=problems)
+    _tell_problems(problems, job)
+    plan = dataset.plan(given, rows, spec=spec)
     job.progress.update(ratio=0.1)
 
     name, directory, revision = _locate(job, spec, hub=hub)
     config = base.read_config(directory, name=name)
     weights = base.read_weights(directory, name=name)
-    template = templates.load_template(directory, name=name)
+    template = templates.load_template(directory, name=name, spec=spec.template)
     tokenizer = templates.load_tokenizer(directory, name=name, special_tokens=template.special_tokens)
     context = base.context_length(config)
     limit = min(spec.max_sequence_length, context or spec.max_sequence_length)
     # Test rows need only fit the model: leaving out what is long to train on would make the score too good.
-    limits = {"train": limit, "validation": limit, "test": context or limit}
-    lengths, too_long, splits = _fit(splits, limits=limits, template=template, tokenizer=tokenizer, name=name)
-    _check_rows(splits, too_long=too_long, limits=limits, spec=spec)
-    job.progress.update(ratio=0.6)
+    limits = {Side.TRAIN: limit, Side.VALIDATION: limit, Side.TEST: context or limit}
+    begin = job.progress.now.ratio or 0.0
+    done = tokenize(
+        given,
+        plan=plan,
+        spec=spec,
+        encoder=Encoder(
+            template=template,
+            tokenizer=tokenizer,
+            name="spec.template.inline: it" if template.source == "inline" else f"{name}: its chat template",
+        ),
+        limits=limits,
+        directory=job.partial,
+        report=lambda share: job.progress.update(ratio=begin + share * (0.65 - begin)),
+    )
+    kept = _kept(rows, plan, done)
+    _check_rows(done, limits=limits, spec=spec, prompts=len(np.unique(kept[Side.TRAIN].keys)))
 
     model = BaseModel(
         path=str(directory),
-        digest=base.digest_model(directory, name=name, progress=job.progress, share=0.35),
+        digest=base.digest_model(directory, name=name, progress=job.progress, share=0.3),
         revision=revision,
         architecture=base.architecture_of(config),
         model_type=str(config.get("model_type", "")),
@@ -81,30 +97,43 @@ def run(job: StageRun) -> StageResult:
         template=template.source,
     )
     report = build_report(
-        splits,
-        lengths=lengths,
-        too_long=too_long,
+        tallies=done.tallies,
+        kept=kept,
         limits=limits,
-        labels=spec.task.labels if isinstance(spec.task, ClassificationTask) else (),
+        labels=_label_tokens(spec, template=template, tokenizer=tokenizer),
         template={"source": template.source, "hash": template.hash},
-        sources=[{"split": split, "name": file.name} for split, files in given.items() for file in files],
+        sources=_sources(given, rows, done),
     )
     for warning in report["warnings"]:
         log.warning("%s", warning)
     shutil.rmtree(downloads, ignore_errors=True)
-    dataset_digest = _write(job.partial, splits=splits, report=report, model=model, template=template)
+    dataset_digest = _write(job.partial, report=report, model=model, template=template)
+    warned = {"warnings": brief(report["warnings"], length=_TOLD_WARNINGS)} if report["warnings"] else {}
     return StageResult(
         facts={
+            **warned,
             "revision": revision,
             "baseDigest": model.digest,
             "architecture": model.architecture,
             "datasetDigest": dataset_digest,
             "templateHash": template.hash,
-            "trainRows": str(len(splits.train)),
-            "validationRows": str(len(splits.validation)),
-            "testRows": str(len(splits.test)),
+            "trainRows": str(done.tallies[Side.TRAIN].written),
+            "validationRows": str(done.tallies[Side.VALIDATION].written),
+            "testRows": str(done.tallies[Side.TEST].written),
         }
     )
+
+
+def _tell_problems(problems: Problems, job: StageRun) -> None:
+    """Raise `InvalidData` for problems; of more than fit into a message, many are left in a file beside the output."""
+    place = Path(f"{job.config.output}.problems.json")
+    if not problems.count:
+        place.unlink(missing_ok=True)
+        return
+    if problems.count > dataset.SHOWN_PROBLEMS:
+        content = {"problems": problems.count, "first": [str(problem) for problem in problems.first]}
+        place.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    raise problems.failure(more=place.relative_to(job.config.artifacts).as_posix())
 
 
 def _locate(job: StageRun, spec: PrepareSpec, *, hub: Callable[[], Hub]) -> tuple[str, Path, str]:
@@ -124,97 +153,84 @@ def _locate(job: StageRun, spec: PrepareSpec, *, hub: Callable[[], Hub]) -> tupl
     return name, directory, ""
 
 
-def read_splits(given: dict[str, list[DataFile]], *, spec: PrepareSpec) -> Splits:
-    """All rows of all files; raises `InvalidData` with the first problems and their number."""
-    problems: list[Problem] = []
-    rows = {name: _read(files, spec=spec, problems=problems) for name, files in given.items()}
-    if problems:
-        raise InvalidData(reason=_reason(problems), message=describe(problems))
-    held_out = hold_out(rows["train"], split=spec.split, validation=not spec.validation, test=not spec.test)
-    return Splits(
-        train=held_out.train,
-        validation=rows["validation"] if spec.validation else held_out.validation,
-        test=rows["test"] if spec.test else held_out.test,
-    )
+def _kept(rows: Mapping[str, Rows], plan: Plan, done: Tokenized) -> dict[Side, Kept]:
+    """What is left of each side, by the numbers that its rows are known by."""
+    found = {}
+    for side in Side:
+        chosen = {name: done.kept[name] & (plan.sides[name] == side) for name in rows}
+        found[side] = Kept(
+            keys=np.concatenate([dataset.keys_of(rows[name])[mask] for name, mask in chosen.items()]),
+            answers=np.concatenate([dataset.answers_of(rows[name])[mask] for name, mask in chosen.items()]),
+            labels=np.concatenate(
+                [np.frombuffer(rows[name].labels, dtype=np.int16)[mask] for name, mask in chosen.items()]
+            ),
+        )
+    return found
 
 
-def _read(files: Iterable[DataFile], *, spec: PrepareSpec, problems: list[Problem]) -> list[Example]:
-    examples: list[Example] = []
-    for file in files:
-        before = len(examples) + len(problems)
-        for found in convert(read_rows(file), task=spec.task, columns=spec.columns):
-            if isinstance(found, Problem):
-                problems.append(found)
-            else:
-                examples.append(found)
-        if len(examples) + len(problems) == before:
-            problems.append(Problem(place=file.name, text="has no rows: fill it, or remove it from spec.dataset"))
-    return examples
+def _sources(given: Given, rows: Mapping[str, Rows], done: Tokenized) -> list[dict[str, object]]:
+    return [
+        {"split": split, "name": file.name, "weight": file.weight, "read": read, "rows": kept}
+        for split, files in given.items()
+        for file, read, kept in zip(
+            files,
+            np.bincount(np.frombuffer(rows[split].files, dtype=np.uint16), minlength=len(files)).tolist(),
+            done.sources[split],
+            strict=True,
+        )
+    ]
 
 
-def _reason(problems: Sequence[Problem]) -> str:
-    return "InvalidRows" if len(problems) > 1 else "InvalidRow"
+def _label_tokens(spec: PrepareSpec, *, template: Template, tokenizer: Tokenizer) -> dict[str, LabelTokens]:
+    """Each label as it is answered: tokens between the prompt and the end of turn."""
+    if not isinstance(spec.task, ClassificationTask):
+        return {}
+    question = [{"role": "user", "content": "?"}]
+    prompt = len(tokenizer.encode([template.render(question, prompt=True)])[0])
+    found = {}
+    for label in spec.task.labels:
+        whole = tokenizer.encode([template.render([*question, {"role": "assistant", "content": label}], prompt=False)])[
+            0
+        ][prompt:]
+        end = next(place for place, token in enumerate(whole) if token in tokenizer.end_ids)
+        unknown = tokenizer.unknown_id is not None and tokenizer.unknown_id in whole[:end]
+        found[label] = LabelTokens(tokens=end, unknown=unknown)
+    return found
 
 
-def describe(problems: Sequence[Problem]) -> str:
-    """One problem as it is; of several the first, one a line, and how many there are."""
-    if len(problems) == 1:
-        return str(problems[0])
-    shown = problems[:SHOWN_PROBLEMS]
-    head = f"{len(problems)} problems in the data"
-    head += f", the first {len(shown)}:" if len(shown) < len(problems) else ":"
-    return "\n".join([head, *map(str, shown)])
-
-
-def _fit(
-    splits: Splits, *, limits: dict[str, int], template: Template, tokenizer: Tokenizer, name: str
-) -> tuple[dict[str, list[int]], dict[str, int], Splits]:
-    """Measure every row and leave out what is too long; lengths are of what stays."""
-    kept: dict[str, list[Example]] = {}
-    lengths: dict[str, list[int]] = {}
-    too_long: dict[str, int] = {}
-    for split, examples in splits.items().items():
-        measured = templates.measure(examples, template=template, tokenizer=tokenizer, name=name)
-        fits = [index for index, length in enumerate(measured) if length <= limits[split]]
-        kept[split] = [examples[index] for index in fits]
-        lengths[split] = [measured[index] for index in fits]
-        too_long[split] = len(measured) - len(fits)
-    return lengths, too_long, Splits(**kept)
-
-
-def _check_rows(splits: Splits, *, too_long: dict[str, int], limits: dict[str, int], spec: PrepareSpec) -> None:
-    for name, rows in splits.items().items():
-        if too_long[name] and not rows:
+def _check_rows(done: Tokenized, *, limits: Mapping[Side, int], spec: PrepareSpec, prompts: int) -> None:
+    for side, tally in done.tallies.items():
+        if tally.too_long.rows and not tally.kept:
             raise InvalidData(
                 reason="RowsTooLong",
-                message=f"all {too_long[name]} rows of {name} are longer than {limits[name]} tokens: raise "
-                "spec.training.maxSequenceLength, or shorten the texts",
+                message=f"all {tally.too_long.rows} rows of {side.name.lower()} are longer than {limits[side]} tokens "
+                f"(the first: {tally.too_long.places[0]}): raise spec.training.maxSequenceLength, or shorten the texts",
             )
-    if not splits.test:
+    if not done.tallies[Side.TEST].kept:
         raise InvalidData(
             reason="NoTestRows",
             message="there are no rows to evaluate on: name files in spec.dataset.test, or hold rows out with "
             f"spec.dataset.split.test (it is {spec.split.test:g}, and the data have "
-            f"{len({row.key for row in splits.train})} different prompts)",
+            f"{prompts} different prompts)",
         )
-    if not splits.train:
+    if not done.tallies[Side.TRAIN].kept:
         raise InvalidData(
             reason="NoTrainRows",
             message=f"no rows are left to train on: spec.dataset.split holds out {spec.split.validation:g} for "
-            f"validation and {spec.split.test:g} for test",
+            f"validation and {spec.split.test:g} for test, and the weights of the sources keep "
+            f"{', '.join(f'{source.weight:g}' for source in spec.train)} of their rows",
         )
 
 
-def _write(directory: Path, *, splits: Splits, report: dict[str, object], model: BaseModel, template: Template) -> str:
-    """Write all outputs; returns the digest of the rows."""
-    names = {"train": TRAIN_FILE, "validation": VALIDATION_FILE, "test": TEST_FILE}
+def _write(directory: Path, *, report: Mapping[str, object], model: BaseModel, template: Template) -> str:
+    """Write what stands beside the rows; returns the digest of the rows."""
     digest = hashlib.sha256()
-    for split, examples in splits.items().items():
-        path = directory / names[split]
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(example.to_json(), ensure_ascii=False) + "\n" for example in examples)
-        digest.update(f"{names[split]}:{output.digest_file(path)}\n".encode())
+    for name in FILES.values():
+        digest.update(f"{name}:{output.digest_file(directory / name)}\n".encode())
     (directory / TEMPLATE_FILE).write_text(template.text, encoding="utf-8")
     for name, content in ((REPORT_FILE, report), (BASE_FILE, model.to_json())):
         (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return "sha256:" + digest.hexdigest()
+
+
+__all__ = ["BASE_FILE", "REPORT_FILE", "TEMPLATE_FILE", "TEST_FILE", "run"]

@@ -1,12 +1,15 @@
-"""Finds the data files that the spec names: on claims, in ConfigMaps, at the hub."""
+"""Finds the data files that the spec names: on claims, in ConfigMaps, at the hub, at an address."""
 
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
-from tuneserve_pipeline.contract import ClaimFile, ConfigMapFile, DataSource, HubDataset
+from tuneserve_pipeline import download
+from tuneserve_pipeline.contract import ClaimFile, ConfigMapFile, DataSource, HttpFile, HubDataset
 from tuneserve_pipeline.errors import InvalidData, Unavailable
-from tuneserve_pipeline.formats import DataFile
+from tuneserve_pipeline.files import DataFile
 from tuneserve_pipeline.hub import Hub
 
 
@@ -20,12 +23,16 @@ def find_files(
     found: list[DataFile] = []
     for index, source in enumerate(sources):
         field = f"spec.dataset.{split}[{index}]"
+        place = f"{split}-{index}"
         if isinstance(source, ClaimFile):
-            found.append(_claim_file(source, datasets=datasets, field=field))
+            files = [_claim_file(source, datasets=datasets, field=field)]
         elif isinstance(source, ConfigMapFile):
-            found.append(_config_map_file(source, directory=datasets / f"{split}-{index}", field=field))
+            files = [_config_map_file(source, directory=datasets / place, field=field)]
+        elif isinstance(source, HttpFile):
+            files = [_http_file(source, directory=downloads / place, field=field)]
         else:
-            found += _hub_files(source, directory=downloads / f"{split}-{index}", field=field, hub=hub())
+            files = _hub_files(source, directory=downloads / place, field=field, hub=hub())
+        found += [replace(file, source=index, limit=source.limit, weight=source.weight) for file in files]
     return found
 
 
@@ -77,6 +84,16 @@ def _hub_files(source: HubDataset, *, directory: Path, field: str, hub: Hub) -> 
         DataFile(path=path, name=f"{source.repo}@{commit[:12]}: {path.relative_to(directory).as_posix()}")
         for path in paths
     ]
+
+
+def _http_file(source: HttpFile, *, directory: Path, field: str) -> DataFile:
+    # Without what may stand behind the path: keys and signatures are for no message and no log.
+    parts = urlsplit(source.url)
+    name = f"{parts.hostname}{unquote(parts.path)}"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / (PurePosixPath(unquote(parts.path)).name or "data")
+    download.fetch(source.url, sha256=source.sha256, path=path, name=f"{field}.http {name}")
+    return DataFile(path=path, name=name, format=source.format)
 
 
 def _listing(directory: Path) -> str:

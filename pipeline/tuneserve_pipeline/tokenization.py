@@ -5,7 +5,7 @@ The files are copied as they are: saving them anew through a library would put i
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +49,17 @@ def read_base(prepared: Path) -> Base:
     path = Path(told["path"])
     name = source.get("repo") or source.get("path") or source.get("claim") or path.name
     base.read_config(path, name=name)
-    template = templates.load_template(path, name=name)
+    special = templates.load_special_tokens(path, name=name)
     return Base(
         path=path,
         name=name,
         revision=told["revision"],
-        template=replace(template, text=(prepared / TEMPLATE_FILE).read_text(encoding="utf-8")),
-        tokenizer=templates.load_tokenizer(path, name=name, special_tokens=template.special_tokens),
+        template=Template(
+            source=told["template"],
+            text=(prepared / TEMPLATE_FILE).read_text(encoding="utf-8"),
+            special_tokens=special,
+        ),
+        tokenizer=templates.load_tokenizer(path, name=name, special_tokens=special),
     )
 
 

@@ -15,8 +15,9 @@ from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, Meth
 from tuneserve_pipeline.errors import Interrupted, InvalidConfig, StageFailure
 from tuneserve_pipeline.machine import configure_process
 from tuneserve_pipeline.recipe import make_recipe
-from tuneserve_pipeline.rows import Row, read_rows
+from tuneserve_pipeline.rows import Rows, read_rows
 from tuneserve_pipeline.stage import StageResult, StageRun
+from tuneserve_pipeline.tables import TRAIN_FILE, VALIDATION_FILE
 from tuneserve_pipeline.tokenization import Base, copy_tokenizer, load_tokenizer, read_base
 
 if TYPE_CHECKING:
@@ -47,15 +48,8 @@ def run(job: StageRun) -> StageResult:
             "leave objective out",
         )
     model = read_base(prepared)
-    rows = read_rows(
-        prepared / "train.jsonl",
-        template=model.template,
-        tokenizer=model.tokenizer,
-        longest=spec.max_sequence_length,
-    )
-    validation = read_rows(
-        prepared / "validation.jsonl", template=model.template, tokenizer=model.tokenizer, limit=EVALUATION_ROWS
-    )
+    rows = read_rows(prepared / TRAIN_FILE, longest=spec.max_sequence_length)
+    validation = read_rows(prepared / VALIDATION_FILE, limit=EVALUATION_ROWS)
     if spec.evaluation_steps and not validation:
         raise InvalidConfig(
             reason="NoValidationRows",
@@ -65,14 +59,14 @@ def run(job: StageRun) -> StageResult:
     return _train(job, spec=spec, model=model, rows=rows, validation=validation)
 
 
-def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: list[Row], validation: list[Row]) -> StageResult:
+def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: Rows, validation: Rows) -> StageResult:
     # Late: a wrong row is told before the seconds that these take.
     from tuneserve_pipeline import methods
     from tuneserve_pipeline import trainer as training
     from tuneserve_pipeline.callbacks import CheckpointKeeper, ProgressReporter
 
     runtime = job.config.runtime
-    lengths = [len(row.input_ids) for row in rows]
+    lengths = rows.lengths.tolist()
     store = CheckpointStore(directory=job.partial / "checkpoints", keep=runtime.checkpoints.keep)
     checkpoint = resumable(store)
     reporter = ProgressReporter(job.progress, store=store)
@@ -162,23 +156,21 @@ def _history(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     return list(state["log_history"])
 
 
-def _packed_steps(model: "PreTrainedModel", *, spec: TrainSpec, rows: list[Row], device: str) -> "PackedSteps | None":
+def _packed_steps(model: "PreTrainedModel", *, spec: TrainSpec, rows: Rows, device: str) -> "PackedSteps | None":
     """The steps of rows laid end to end; none where rows are padded."""
     if spec.packing == "Never" or (spec.packing == "Auto" and device == "cpu"):
         return None
-    import numpy as np
-
     from tuneserve_pipeline import methods
     from tuneserve_pipeline.packed.training import plan_steps
     from tuneserve_pipeline.packed.weights import unsupported
 
-    longest = max(len(row.input_ids) for row in rows)
+    longest = int(rows.lengths.max())
     adapted = spec.lora.target_modules or methods.linear_layers(model)
     reason = _unpackable(spec) or unsupported(model, adapted=adapted, dropout=spec.lora.dropout, longest=longest)
     if reason is None:
         return plan_steps(
             spec,
-            rows=[(np.array(row.input_ids), np.array(row.labels)) for row in rows],
+            rows=rows.arrays(),
             longest=longest,
             tokens=PACKED_TOKENS[device],
             pin=device == "cuda",

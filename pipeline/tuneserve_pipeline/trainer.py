@@ -32,7 +32,7 @@ from tuneserve_pipeline.contract import Method, Scheduler, TrainSpec
 from tuneserve_pipeline.errors import InvalidConfig
 from tuneserve_pipeline.machine import memory_available
 from tuneserve_pipeline.recipe import Recipe, Shape, keeps_activations, micro_batches, step_rows, steps_in_epoch
-from tuneserve_pipeline.rows import IGNORED, Row
+from tuneserve_pipeline.rows import IGNORED, Rows
 
 if TYPE_CHECKING:
     from tuneserve_pipeline.packed.training import PackedSteps
@@ -184,15 +184,15 @@ def make_trainer(
     *,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-    validation: Sequence[Row],
+    rows: Rows,
+    validation: Rows,
     packed: "PackedSteps | None" = None,
 ) -> CompletionTrainer:
     """Raises `InvalidConfig` for layers the model lacks.
 
     `packed`: the steps of rows laid end to end; with them the packed engine computes each step.
     """
-    lengths = [len(row.input_ids) for row in rows]
+    lengths = rows.lengths.tolist()
     arguments = SFTConfig(
         **common_arguments(setting, model=model, longest=max(lengths), evaluates=bool(validation)),
         max_length=None,  # rows are measured already, and none is cut
@@ -285,8 +285,8 @@ def told_layers(spec: TrainSpec, *, model: PreTrainedModel) -> Iterator[None]:
         raise
 
 
-def to_dataset(rows: Sequence[Row]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
+def to_dataset(rows: Rows) -> Dataset:
+    return Dataset(rows.to_arrow())
 
 
 def shape_of(model: PreTrainedModel) -> Shape:

@@ -8,6 +8,9 @@ from api.wrong import LABEL, METADATA, NAME, PATH, Wrong, WrongEdit
 
 _CLAIM = {"name": "data", "path": "train.jsonl"}
 _REPO = "must be a repository of the hub, written as owner/name without a URL"
+_TASKS = "must set exactly one of classification, instruction, completion, conversation, text and preference"
+_URL = "must be an address such as https://data.example/rows.jsonl: https, without a user or a password"
+_SHA256 = "0123456789abcdef" * 4
 _RATIO = 'must be a decimal number in quotes, at least 0 and at most 1, such as "0.80"; write 80 % as "0.80"'
 
 
@@ -75,13 +78,13 @@ FINETUNES = (
         "an empty source",
         {"spec.dataset.train": [{}]},
         "spec.dataset.train[0]",
-        "must set exactly one of claim, configMap and huggingFace",
+        "must set exactly one of claim, configMap, huggingFace and http",
     ),
     _finetune(
         "a source in two forms",
         _source(claim=_CLAIM, configMap={"name": "rows", "key": "a.jsonl"}),
         "spec.dataset.train[0]",
-        "must set exactly one of claim, configMap and huggingFace",
+        "must set exactly one of claim, configMap, huggingFace and http",
     ),
     _finetune("a file without a path", _source(claim={"name": "data"}), "train[0].claim.path", "Required value"),
     _finetune(
@@ -131,15 +134,101 @@ FINETUNES = (
         "spec.dataset.columns",
         "must name only instruction, input and output when the task is instruction",
     ),
-    # Task
     _finetune(
-        "no form of task", {"spec.task": {}}, "spec.task", "must set exactly one of classification and instruction"
+        "a column for a field of no completion",
+        {"spec.task": {"completion": {}}, "spec.dataset.columns": {"output": "answer"}},
+        "spec.dataset.columns",
+        "must name only prompt and completion when the task is completion",
     ),
+    _finetune(
+        "a column for a field of no conversation",
+        {"spec.task": {"conversation": {}}, "spec.dataset.columns": {"text": "dialog"}},
+        "spec.dataset.columns",
+        "must name only messages when the task is conversation",
+    ),
+    _finetune(
+        "a column for a field of no text",
+        {"spec.task": {"text": {}}, "spec.dataset.columns": {"prompt": "body"}},
+        "spec.dataset.columns",
+        "must name only text when the task is text",
+    ),
+    _finetune(
+        "a column for a field of no preference",
+        {"spec.task": {"preference": {}}, "spec.dataset.columns": {"answer": "good"}},
+        "spec.dataset.columns",
+        "must name only prompt, chosen and rejected when the task is preference",
+    ),
+    *(
+        _finetune(f"{name} address", _source(http={"url": url, "sha256": _SHA256}), "train[0].http.url", _URL)
+        for name, url in (
+            ("a plain http", "http://data.example/rows.jsonl"),
+            ("a file", "file:///etc/passwd"),
+            ("a password in the", "https://me:secret@data.example/rows.jsonl"),
+        )
+    ),
+    _finetune(
+        "a file at an address without its sha256",
+        _source(http={"url": "https://data.example/rows.jsonl"}),
+        "train[0].http.sha256",
+        "Required value",
+    ),
+    _finetune(
+        "a sha256 of another length",
+        _source(http={"url": "https://data.example/rows.jsonl", "sha256": "sha256:0123"}),
+        "train[0].http.sha256",
+        "must be the sha256 of the file, 64 digits from 0 to 9 and a to f, as sha256sum prints it",
+    ),
+    _finetune(
+        "a source of no weight",
+        _source(claim=_CLAIM, weight="0"),
+        "train[0].weight",
+        'must be a decimal number in quotes, greater than 0 and at most 100, such as "0.5"',
+    ),
+    *(
+        _finetune(
+            f"a weight for the {split}",
+            {f"spec.dataset.{split}": [{"claim": _CLAIM, "weight": "2"}]},
+            f"spec.dataset.{split}",
+            "must not weigh rows that are not trained on: leave weight out",
+        )
+        for split in ("validation", "test")
+    ),
+    _finetune("no rows of a source", _source(claim=_CLAIM, limit=0), "train[0].limit", "greater than or equal to 1"),
+    # Template
+    _finetune(
+        "a template of another source",
+        {"spec.template": {"inline": "{{ messages }}"}},
+        "spec.template",
+        "must have inline, a Jinja template, if and only if source is Inline",
+    ),
+    _finetune(
+        "an inline template that is not there",
+        {"spec.template": {"source": "Inline"}},
+        "spec.template",
+        "must have inline, a Jinja template, if and only if source is Inline",
+    ),
+    _finetune(
+        "a template of nowhere", {"spec.template": {"source": "Default"}}, "template.source", '"Model", "Inline"'
+    ),
+    _finetune(
+        "a template as long as a book",
+        {"spec.template": {"source": "Inline", "inline": "x" * 16_385}},
+        "spec.template.inline",
+        "may not be more than 16384",
+    ),
+    _finetune(
+        "an endless system prompt",
+        {"spec.template": {"systemPrompt": "x" * 8193}},
+        "spec.template.systemPrompt",
+        "may not be more than 8192",
+    ),
+    # Task
+    _finetune("no form of task", {"spec.task": {}}, "spec.task", _TASKS),
     _finetune(
         "two tasks",
         {"spec.task.instruction": {}},
         "spec.task",
-        "must set exactly one of classification and instruction",
+        _TASKS,
     ),
     _finetune("one label", {"spec.task.classification.labels": ["a"]}, "classification.labels", "at least 2 items"),
     _finetune(
@@ -160,6 +249,29 @@ FINETUNES = (
         {"spec.task.classification.labels": ["a", "b "]},
         "labels",
         "must not have labels with spaces at their ends or line breaks: write the bare word",
+    ),
+    _finetune(
+        "values of a label that is none",
+        {"spec.task.classification": {"labels": ["a", "b"], "labelValues": [{"name": "c", "values": ["0"]}]}},
+        "spec.task.classification.labelValues",
+        "must name only labels that are in labels",
+    ),
+    _finetune(
+        "values of a label twice",
+        {
+            "spec.task.classification": {
+                "labels": ["a", "b"],
+                "labelValues": [{"name": "a", "values": ["0"]}, {"name": "a", "values": ["1"]}],
+            }
+        },
+        "spec.task.classification.labelValues[1]",
+        "Duplicate value",
+    ),
+    _finetune(
+        "a label without values",
+        {"spec.task.classification": {"labels": ["a", "b"], "labelValues": [{"name": "a", "values": []}]}},
+        "labelValues[0].values",
+        "at least 1 items",
     ),
     # Method and training
     _finetune("an unknown method", {"spec.method": "lora"}, "spec.method", 'supported values: "QLoRA", "LoRA", "Full"'),
@@ -394,6 +506,21 @@ FINETUNES = (
         {**INSTRUCTION, "spec.gates": [{"metric": "accuracy", "atLeast": "0.8"}]},
         "spec.gates",
         "must name only exactMatch when the task is instruction",
+    ),
+    *(
+        _finetune(
+            f"a metric of classifications for a {task}",
+            {"spec.task": {task: {}}, "spec.gates": [{"metric": "accuracy", "atLeast": "0.8"}]},
+            "spec.gates",
+            f"must name only exactMatch when the task is {task}",
+        )
+        for task in ("completion", "conversation", "preference")
+    ),
+    _finetune(
+        "a metric of answers for texts",
+        {"spec.task": {"text": {}}, "spec.gates": [{"metric": "exactMatch", "atLeast": "0.8"}]},
+        "spec.gates",
+        "must name only tokenAccuracy when the task is text",
     ),
     _finetune(
         "an evaluation of nothing", {"spec.evaluation": {"maxSamples": 0}}, "evaluation.maxSamples", "equal to 1"

@@ -25,6 +25,7 @@ from tuneserve_pipeline.contract import (
     PrepareSpec,
     Runtime,
     StageConfig,
+    TextTask,
     TrainSpec,
     output_digest,
 )
@@ -187,6 +188,35 @@ def test_instructions_are_scored_by_their_text(workspace: Workspace) -> None:
     assert finished.code == 0, finished.log
     assert set(finished.outcome.metrics) == {"exactMatch", "tokenF1", "samples"}
     assert all("label" not in row for row in finished.rows("predictions.jsonl"))
+
+
+def test_texts_are_scored_by_how_well_their_tokens_are_foreseen(workspace: Workspace, tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = [{"text": row["text"] + " Once more." * (200 * (n == 0))} for n, row in enumerate(reviews(30))]
+    write_jsonl(workspace.datasets / "texts" / "train.jsonl", rows)
+    source = ClaimFile(claim="texts", path="train.jsonl")
+    spec = PrepareSpec(base_model=LocalModel(claim="models"), train=(source,), test=(source,), task=TextTask())
+    prepare = workspace.run_here(workspace.config(spec))
+    assert prepare.code == 0, prepare.log
+    evaluation = EvaluateSpec(target=EvaluationTarget.BASE)
+    finished = workspace.run_here(workspace.config(evaluation, name="evaluate-base", parents={"prepare": prepare}))
+    assert finished.code == 0, finished.log
+    assert set(finished.outcome.metrics) == {"tokenAccuracy", "perplexity", "samples"}
+    found = {row["source"].rsplit(":", 1)[1]: row for row in finished.rows("predictions.jsonl")}
+    assert len(found) == 30
+    first, eighth = found["1"], found["8"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    ids = torch.tensor([[*tokenizer(rows[7]["text"])["input_ids"], tokenizer.eos_token_id]])
+    with torch.inference_mode():
+        expected = float(model(input_ids=ids, labels=ids).loss)
+    assert eighth["loss"] / eighth["tokens"] == pytest.approx(expected, rel=1e-4)
+    assert eighth["tokens"] == ids.shape[1] - 1
+    # The model looks at 512 tokens: a longer text is foreseen piece by piece, but for the first token of each.
+    long = len(tokenizer(rows[0]["text"])["input_ids"]) + 1
+    assert long > 512 and first["tokens"] == long - -(-long // 512)
 
 
 def test_the_default_template_is_what_the_base_is_asked_with(workspace: Workspace, tiny_model: Path) -> None:

@@ -17,11 +17,15 @@ from tuneserve_pipeline.contract import MergeSpec, StageInput, TrainSpec, output
 from tuneserve_pipeline.errors import InvalidConfig
 from tuneserve_pipeline.fidelity import Fidelity, answer_logits, compare
 from tuneserve_pipeline.output import digest_files
-from tuneserve_pipeline.rows import Row
+from tuneserve_pipeline.rows import IGNORED, Row
 from tuneserve_pipeline.tokenization import Base, read_base
 
 SPEC = TrainSpec(max_steps=8, learning_rate=5e-3, global_batch_size=8, max_sequence_length=256)
-PROMPTS = [Row(prompt=tuple(range(at, at + 9 + at % 20)), completion=(40, 41, 2)) for at in range(5, 300, 13)]
+ANSWER = [40, 41, 2]
+PROMPTS = [
+    Row(input_ids=[*prompt, *ANSWER], labels=[IGNORED] * len(prompt) + ANSWER)
+    for prompt in (range(at, at + 9 + at % 20) for at in range(5, 300, 13))
+]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 from support.stages import Finished, Workspace
 from support.tiny import CHAT_TEMPLATE, LABELS, reviews, write_jsonl
@@ -57,19 +58,39 @@ def edit_json(path: Path, **changes: Any) -> None:
 # --- what comes out --------------------------------------------------------------------------------------------------
 
 
-def test_rows_become_conversations_in_a_seeded_split(prepared: tuple[Workspace, Finished]) -> None:
+def decoded(finished: Finished, model: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of a Parquet file as text: all of it, and what is learned."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    rows = []
+    for row in finished.rows(name):
+        ids, spans = row["input_ids"], row["loss_spans"]
+        pairs = zip(spans[::2], spans[1::2], strict=True)
+        learned = [tokenizer.decode(ids[start:end], skip_special_tokens=False) for start, end in pairs]
+        text = tokenizer.decode(ids, skip_special_tokens=False)
+        rows.append({"text": text, "learned": learned, "source": row["source"]})
+    return rows
+
+
+def test_rows_become_tokens_in_a_seeded_split(prepared: tuple[Workspace, Finished], tiny_model: Path) -> None:
     _, finished = prepared
-    rows = {name: finished.rows(f"{name}.jsonl") for name in ("train", "validation", "test")}
-    assert {name: len(found) for name, found in rows.items()} == {"train": 96, "validation": 12, "test": 12}
-    everything = [row for found in rows.values() for row in found]
-    assert len({json.dumps(row["prompt"]) for row in everything}) == 120
-    first = next(row for row in everything if row["source"] == "claim reviews: train.jsonl:1")
-    text = reviews(1)[0]["text"]
-    assert first["prompt"] == [
-        {"role": "user", "content": f"Classify the text. Answer with one of: {', '.join(LABELS)}.\n\n{text}"}
-    ]
-    assert first["completion"] == [{"role": "assistant", "content": "negative"}]
-    assert first["label"] == "negative"
+    rows = {name: decoded(finished, tiny_model, f"{name}.parquet") for name in ("train", "validation")}
+    test = finished.rows("test.jsonl")
+    assert (len(rows["train"]), len(rows["validation"]), len(test)) == (96, 12, 12)
+    trained = {row["source"]: row for found in rows.values() for row in found}
+    assert len({row["text"] for row in trained.values()} | {json.dumps(row["prompt"]) for row in test}) == 120
+    instruction = f"Classify the text. Answer with one of: {', '.join(LABELS)}."
+    for number, review in enumerate(reviews(120), start=1):
+        source = f"claim reviews: train.jsonl:{number}"
+        question = f"{instruction}\n\n{review['text']}"
+        if source in trained:
+            begin = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+            assert trained[source]["text"] == begin + review["label"] + "<|im_end|>"
+            assert trained[source]["learned"] == [review["label"] + "<|im_end|>"]
+        else:
+            (row,) = [row for row in test if row["source"] == source]
+            assert row["prompt"] == [{"role": "user", "content": question}]
+            assert row["completion"] == [{"role": "assistant", "content": review["label"]}]
+            assert row["label"] == review["label"]
 
 
 def test_the_base_model_is_described(prepared: tuple[Workspace, Finished], tiny_model: Path) -> None:
@@ -90,10 +111,13 @@ def test_the_base_model_is_described(prepared: tuple[Workspace, Finished], tiny_
 def test_the_report_counts_classes_and_lengths(prepared: tuple[Workspace, Finished]) -> None:
     _, finished = prepared
     report: Any = finished.json("report.json")
-    for split in ("train", "validation", "test"):
-        found = Counter(row["label"] for row in finished.rows(f"{split}.jsonl"))
+    labels = {f"claim reviews: train.jsonl:{n}": row["label"] for n, row in enumerate(reviews(120), start=1)}
+    for split, file in (("train", "train.parquet"), ("validation", "validation.parquet"), ("test", "test.jsonl")):
+        found = Counter(labels[row["source"]] for row in finished.rows(file))
         assert report["labels"][split] == {label: found[label] for label in LABELS}
         assert sum(bucket["rows"] for bucket in report["tokens"][split]["histogram"]) == report["rows"][split]
+    assert report["tokens"]["train"]["total"] == sum(len(row["input_ids"]) for row in finished.rows("train.parquet"))
+    assert report["labelTokens"].keys() == set(LABELS) and report["unknownLabels"] == []
     assert report["warnings"] == []
 
 
@@ -125,18 +149,32 @@ def test_files_for_validation_and_test_are_used_as_they_are(
     report: Any = finished.json("report.json")
     assert report["overlap"] == {"validation": 0, "test": 1}
     assert any("score says little" in warning for warning in report["warnings"])
+    assert "score says little" in facts["warnings"]
 
 
-def test_an_instruction_data_set(workspace: Workspace, classification: PrepareSpec, data: Path) -> None:
+def test_the_first_test_rows_are_a_sample_of_all(workspace: Workspace, classification: PrepareSpec, data: Path) -> None:
+    rows = sorted(reviews(90), key=lambda row: row["label"])
+    write_jsonl(data / "test.jsonl", rows)
+    spec = spec_with(classification, test=(ClaimFile(claim="reviews", path="test.jsonl"),))
+    test = prepare(workspace, spec).rows("test.jsonl")
+    assert sorted(row["source"] for row in test) == sorted(f"claim reviews: test.jsonl:{n}" for n in range(1, 91))
+    assert {row["label"] for row in test[:20]} == set(LABELS)
+
+
+def test_an_instruction_data_set(
+    workspace: Workspace, classification: PrepareSpec, data: Path, tiny_model: Path
+) -> None:
     rows = [{"instruction": f"Say {n}.", "input": "Loud" if n % 2 else "", "output": f"It is {n}"} for n in range(20)]
     write_jsonl(data / "train.jsonl", rows)
     finished = prepare(workspace, spec_with(classification, task=InstructionTask()))
     assert finished.code == 0, finished.log
-    everything = [row for name in ("train", "validation", "test") for row in finished.rows(f"{name}.jsonl")]
-    contents = {row["completion"][0]["content"]: row["prompt"][0]["content"] for row in everything}
-    assert contents["It is 1"] == "Say 1.\n\nLoud"
-    assert contents["It is 2"] == "Say 2."
-    assert all("label" not in row for row in everything)
+    turn = "<|im_end|>\n<|im_start|>assistant\n"
+    texts = [row["text"] for row in decoded(finished, tiny_model, "train.parquet")]
+    for row in finished.rows("test.jsonl"):
+        assert "label" not in row
+        texts.append(row["prompt"][0]["content"] + turn + row["completion"][0]["content"])
+    for says in ("Say 1.\n\nLoud", "Say 2."):
+        assert any(f"{says}{turn}It is" in text for text in texts)
 
 
 def test_a_config_map_is_read_and_named(workspace: Workspace, classification: PrepareSpec) -> None:
@@ -145,7 +183,7 @@ def test_a_config_map_is_read_and_named(workspace: Workspace, classification: Pr
     source = ConfigMapFile(name="small", key="rows.jsonl", digest=digest)
     finished = prepare(workspace, spec_with(classification, train=(source,)))
     assert finished.code == 0, finished.log
-    assert finished.rows("train.jsonl")[0]["source"].startswith("ConfigMap small: rows.jsonl:")
+    assert finished.rows("train.parquet")[0]["source"].startswith("ConfigMap small: rows.jsonl:")
 
 
 def test_a_config_map_that_was_edited_meanwhile_is_read_again_later(
@@ -255,10 +293,44 @@ def test_many_problems_are_counted_and_the_first_are_listed(
     write_jsonl(data / "train.jsonl", [{"text": f"row {n}", "label": "bad"} for n in range(500)])
     finished = prepare(workspace, classification)
     assert finished.code == ExitCode.INVALID_DATA
-    first, *listed = finished.message.splitlines()
+    first, more, *listed = finished.message.splitlines()
     assert first == "500 problems in the data, the first 20:"
     assert len(listed) == 20 and listed[-1].startswith("claim reviews: train.jsonl:20: ")
     assert len(workspace.termination.read_bytes()) <= 4096
+    file = finished.directory.with_name(f"{finished.directory.name}.problems.json")
+    assert more == f"(the first 500 are in prepare/{file.name} on the artifacts claim)"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    assert told["problems"] == len(told["first"]) == 500
+    assert told["first"][499].startswith("claim reviews: train.jsonl:500: 'label' is 'bad'")
+    write_jsonl(data / "train.jsonl", GOOD)
+    assert prepare(workspace, classification).code == 0
+    assert not file.exists()
+
+
+def test_values_stand_for_labels(workspace: Workspace, classification: PrepareSpec, data: Path) -> None:
+    numbers = {label: str(number) for number, label in enumerate(LABELS)}
+    rows = [row if n % 2 else {**row, "label": int(numbers[row["label"]])} for n, row in enumerate(reviews(30))]
+    write_jsonl(data / "train.jsonl", rows)
+    task = ClassificationTask(labels=LABELS, label_values={label: (number,) for label, number in numbers.items()})
+    finished = prepare(workspace, spec_with(classification, task=task))
+    assert finished.code == 0, finished.message
+    report: Any = finished.json("report.json")
+    assert sum(report["labels"]["train"].values()) == 24
+    write_jsonl(data / "train.jsonl", [*rows, {"text": "a", "label": "7"}])
+    wrong = prepare(workspace, spec_with(classification, task=task, revision="2"))
+    assert "'label' is '7', which is none of the labels (negative, neutral, positive, 0, 1, 2)" in wrong.message
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [({"good": ("1",)}, "'good' is none of the labels"), ({"neutral": ("1",), "positive": ("1",)}, "name it once")],
+)
+def test_values_that_stand_for_no_label_or_for_two(
+    workspace: Workspace, classification: PrepareSpec, values: dict[str, tuple[str, ...]], says: str
+) -> None:
+    task = ClassificationTask(labels=LABELS, label_values=values)
+    finished = prepare(workspace, spec_with(classification, task=task))
+    assert (finished.code, finished.reason) == (ExitCode.INVALID_CONFIG, "InvalidLabel") and says in finished.message
 
 
 def test_a_label_column_that_no_row_has_is_said_once(

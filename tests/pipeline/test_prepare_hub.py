@@ -160,7 +160,7 @@ def test_a_data_set_follows_the_configuration_in_its_card(volumes: Workspace, hu
     commit = hub.add_dataset("acme/reviews", files).commit
     finished = prepare(volumes, hub, data=HubDataset(repo="acme/reviews", revision="main", subset="short"))
     assert finished.code == 0, finished.log
-    sources = [row["source"] for row in finished.rows("train.jsonl")]
+    sources = [row["source"] for row in finished.rows("train.parquet")]
     assert all(source.startswith(f"acme/reviews@{commit[:12]}: some/rows-0.jsonl:") for source in sources)
     assert not (finished.directory / "downloads").exists()
 

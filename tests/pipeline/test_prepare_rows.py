@@ -2,9 +2,11 @@
 
 import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -15,7 +17,17 @@ from tuneserve_pipeline.contract import ClassificationTask, FileFormat, Instruct
 from tuneserve_pipeline.formats import DataFile, Problem, Row, detect_format, read_rows
 from tuneserve_pipeline.layout import select_files
 from tuneserve_pipeline.report import summarise
-from tuneserve_pipeline.splits import contradicting, hold_out, overlap, repeated
+from tuneserve_pipeline.splits import (
+    Keys,
+    Side,
+    answer_key,
+    contradicting,
+    copies,
+    hold_out,
+    overlap,
+    prompt_key,
+    repeated,
+)
 from tuneserve_pipeline.tasks import Example, convert
 
 ROWS: list[dict[str, Any]] = [{"text": "one, two", "label": "a"}, {"text": 'say "so"\nagain', "label": "b"}]
@@ -147,42 +159,52 @@ def test_a_row_that_lacks_a_column_later_does_not_end_the_file() -> None:
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 
-def example(prompt: str, answer: str = "a") -> Example:
-    return Example(
-        prompt=({"role": "user", "content": prompt},),
-        completion=({"role": "assistant", "content": answer},),
-        source="f:1",
-    )
+def keys(prompts: Iterable[str], *, seed: int = 42) -> Keys:
+    return np.array([prompt_key(prompt, seed=seed) for prompt in prompts], dtype=np.uint64)
+
+
+def answers(texts: Iterable[str]) -> Keys:
+    return np.array([answer_key(text) for text in texts], dtype=np.uint64)
 
 
 @given(st.lists(st.text(max_size=3), max_size=60), st.integers(0, 5))
-def test_a_split_keeps_every_row_once_and_no_prompt_on_two_sides(prompts: list[str], seed: int) -> None:
-    examples = [example(prompt) for prompt in prompts]
-    splits = hold_out(examples, split=Split(seed=seed), validation=True, test=True)
-    sides = [list(side) for side in (splits.train, splits.validation, splits.test)]
-    assert sorted(row.key for side in sides for row in side) == sorted(row.key for row in examples)
-    keys = [{row.key for row in side} for side in sides]
-    assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
-    if len(set(prompts)) >= 3:
-        assert all(keys)
+def test_no_prompt_is_on_two_sides(prompts: list[str], seed: int) -> None:
+    sides = hold_out(keys(prompts, seed=seed), split=Split(seed=seed), validation=True, test=True).tolist()
+    assert len(sides) == len(prompts)
+    assert len(set(zip(prompts, sides, strict=True))) == len(set(prompts))
+    if len(set(keys(prompts).tolist())) >= 3:
+        assert set(sides) == set(Side)
 
 
 def test_shares_are_exact_and_an_added_row_moves_few_others() -> None:
-    examples = [example(f"prompt {n}") for n in range(1000)]
-    before = hold_out(examples, split=Split(), validation=True, test=True)
-    assert [len(side) for side in (before.train, before.validation, before.test)] == [800, 100, 100]
-    after = hold_out([*examples, example("another")], split=Split(), validation=True, test=True)
-    assert len({row.key for row in before.test} - {row.key for row in after.test}) <= 1
+    prompts = [f"prompt {n}" for n in range(1000)]
+    before = hold_out(keys(prompts), split=Split(), validation=True, test=True)
+    assert np.bincount(before).tolist() == [800, 100, 100]
+    after = hold_out(keys([*prompts, "another"]), split=Split(), validation=True, test=True)
+    assert ((before == Side.TEST) & (after[:-1] != Side.TEST)).sum() <= 1
 
 
 def test_nothing_is_held_out_for_what_has_files() -> None:
-    splits = hold_out([example(f"{n}") for n in range(10)], split=Split(), validation=False, test=True)
-    assert (len(splits.train), len(splits.validation), len(splits.test)) == (9, 0, 1)
+    sides = hold_out(keys(f"{n}" for n in range(10)), split=Split(), validation=False, test=True)
+    assert np.bincount(sides, minlength=3).tolist() == [9, 0, 1]
+
+
+def test_prompts_that_differ_in_case_and_spaces_are_one() -> None:
+    same = keys(["Say it", "say  it\n", "SAY IT"])
+    assert len(set(same.tolist())) == 1 and same[0] != keys(["Sayit"])[0]
 
 
 def test_repetitions_are_counted() -> None:
-    found = [example("a", "x"), example("a", "x"), example("a", "y"), example("b", "x")]
-    assert (repeated(found), contradicting(found), overlap(found, [example("a"), example("c")])) == (1, 1, 1)
+    prompts, said = keys(["a", "a", "a", "b"]), answers(["x", "x", "y", "x"])
+    assert (repeated(prompts, said), contradicting(prompts, said), overlap(prompts, keys(["a", "c"]))) == (1, 1, 1)
+
+
+def test_a_weight_repeats_rows_or_leaves_some_out() -> None:
+    prompts, said = keys(f"{n}" for n in range(10_000)), answers(["x"] * 10_000)
+    assert set(copies(prompts, said, np.full(10_000, 3.0)).tolist()) == {3}
+    found = copies(prompts, said, np.full(10_000, 1.25))
+    assert set(found.tolist()) == {1, 2} and abs(found.mean() - 1.25) < 0.02
+    assert (copies(prompts, said, np.full(10_000, 0.25)) <= found).all()
 
 
 @given(st.lists(st.integers(1, 100_000), min_size=1))

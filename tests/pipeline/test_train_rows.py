@@ -1,79 +1,111 @@
-"""What the loss covers: the answer and the token that ends it, exactly."""
+"""Rows as `prepare` leaves them, read for training: the loss covers answers and the tokens that end them, exactly."""
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from support.stages import Finished, Workspace
-from support.tiny import CHAT_TEMPLATE
 from tuneserve_pipeline.errors import InvalidData
-from tuneserve_pipeline.rows import IGNORED, read_rows
-from tuneserve_pipeline.tokenization import Base, load_tokenizer, read_base
+from tuneserve_pipeline.rows import IGNORED, Preference, read_preferences, read_rows
+from tuneserve_pipeline.tables import ANSWER_COLUMNS, GROUP_ROWS, PREFERENCE_COLUMNS, TableWriter
+from tuneserve_pipeline.tokenization import load_tokenizer, read_base
 
 
 @pytest.fixture
-def base(prepared: tuple[Workspace, Finished]) -> Base:
-    return read_base(prepared[1].directory)
+def train(prepared: tuple[Workspace, Finished]) -> Path:
+    return prepared[1].directory / "train.parquet"
 
 
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    with TableWriter(tmp_path / "train.parquet", columns=PREFERENCE_COLUMNS) as table:
+        table.add([[1, 2], [3, 9], [4, 5, 9]], source="a:1")
+        table.add([[1], [6, 7, 8, 9], [9]], source="a:2")
+    return tmp_path / "train.parquet"
 
 
-def turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def test_supervised_text_is_answer_and_end_of_turn(prepared: tuple[Workspace, Finished], base: Base) -> None:
+def test_supervised_text_is_answer_and_end_of_turn(prepared: tuple[Workspace, Finished], train: Path) -> None:
     _, finished = prepared
-    told = finished.rows("train.jsonl")
-    rows = read_rows(finished.directory / "train.jsonl", template=base.template, tokenizer=base.tokenizer)
-    tokenizer = load_tokenizer(base)
-    assert len(rows) == len(told) == 96
-    for row, entry in zip(rows, told, strict=True):
-        supervised = [token for token in row.labels if token != IGNORED]
-        assert tokenizer.decode(supervised) == entry["label"] + "<|im_end|>"
-        assert len(row.labels) == len(row.input_ids)
-        prompt = tokenizer.apply_chat_template(entry["prompt"], add_generation_prompt=True, tokenize=False)
-        assert tokenizer.decode(row.input_ids) == prompt + entry["label"] + "<|im_end|>"
+    tokenizer = load_tokenizer(read_base(finished.directory))
+    rows = read_rows(train)
+    assert len(rows) == 96
+    for row, length in zip(rows, rows.lengths, strict=True):
+        assert len(row.input_ids) == len(row.labels) == length
+        first = next(place for place, label in enumerate(row.labels) if label != IGNORED)
+        assert row.labels[first:] == row.input_ids[first:]
+        assert tokenizer.decode(row.labels[first:]) in {
+            f"{label}<|im_end|>" for label in finished.json("report.json")["labelTokens"]
+        }
+        assert tokenizer.decode(row.input_ids[:first]).endswith("<|im_start|>assistant\n")
 
 
-def test_only_the_first_rows_are_read_when_asked(prepared: tuple[Workspace, Finished], base: Base) -> None:
-    path = prepared[1].directory / "train.jsonl"
-    whole = read_rows(path, template=base.template, tokenizer=base.tokenizer)
-    assert read_rows(path, template=base.template, tokenizer=base.tokenizer, limit=5) == whole[:5]
+def test_few_rows_are_spread_over_the_file(train: Path) -> None:
+    whole = list(read_rows(train))
+    assert list(read_rows(train, limit=5)) == [whole[place] for place in (0, 19, 38, 57, 76)]
+    assert list(read_rows(train, limit=1000)) == whole
 
 
-def test_prompt_that_is_no_prefix_is_refused(tmp_path: Path, base: Base) -> None:
-    # The generation prompt opens a thought that the whole conversation does not have.
-    thinking = CHAT_TEMPLATE.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
-    path = write(
-        tmp_path / "train.jsonl",
-        {"prompt": [turn("user", "a")], "completion": [turn("assistant", "b")], "source": "reviews.jsonl:7"},
-    )
-    with pytest.raises(InvalidData, match=r"^reviews\.jsonl:7: .*tokens of its prompt"):
-        read_rows(path, template=replace(base.template, text=thinking), tokenizer=base.tokenizer)
+def test_all_rows_at_once_are_the_rows_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    with TableWriter(path, columns=ANSWER_COLUMNS) as table:
+        for number in range(GROUP_ROWS + 1):  # two groups
+            table.add([[number, 1, 2, 3, 4], [1, 2, 3, 5]], source="a:1")
+        table.add([[5, 6], [0, 2]], source="b:1")
+    rows = read_rows(path)
+    assert pyarrow.parquet.ParquetFile(path).num_row_groups == 2
+    assert rows[0].labels == [IGNORED, 1, IGNORED, 3, 4]
+    assert rows[-1].labels == [5, 6]
+    found = rows.to_arrow().to_pylist()
+    assert found == [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+    assert [(ids.tolist(), labels.tolist()) for ids, labels in rows.arrays()] == [
+        (row.input_ids, row.labels) for row in rows
+    ]
+    assert len(found) == GROUP_ROWS + 2
 
 
-def test_answer_that_never_ends_is_refused(tmp_path: Path, base: Base) -> None:
-    endless = CHAT_TEMPLATE.replace("+ '<|im_end|>'", "")
-    path = write(tmp_path / "train.jsonl", {"prompt": [turn("user", "a")], "completion": [turn("assistant", "b")]})
-    with pytest.raises(InvalidData, match=r"^train\.jsonl:1: .*never stop"):
-        read_rows(path, template=replace(base.template, text=endless), tokenizer=base.tokenizer)
+@pytest.mark.parametrize("columns", [ANSWER_COLUMNS, PREFERENCE_COLUMNS])
+def test_a_file_without_rows(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    with TableWriter(tmp_path / "validation.parquet", columns=columns):
+        pass
+    rows = read_rows(tmp_path / "validation.parquet", limit=64, longest=10)
+    assert not rows and rows.to_arrow().num_rows == 0
 
 
-def test_row_that_is_too_long_is_refused_not_cut(prepared: tuple[Workspace, Finished], base: Base) -> None:
-    with pytest.raises(InvalidData, match=r"more than the 20 to train on"):
-        read_rows(prepared[1].directory / "train.jsonl", template=base.template, tokenizer=base.tokenizer, longest=20)
+def test_pairs_of_answers(pairs: Path) -> None:
+    rows = read_preferences(pairs)
+    assert list(rows) == [
+        Preference(prompt=[1, 2], chosen=[3, 9], rejected=[4, 5, 9]),
+        Preference(prompt=[1], chosen=[6, 7, 8, 9], rejected=[9]),
+    ]
+    assert rows.lengths.tolist() == [5, 5]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"prompt": []}', '{"prompt": [], "completion": []}'])
-def test_damaged_rows_are_named(tmp_path: Path, base: Base, line: str) -> None:
-    path = tmp_path / "train.jsonl"
-    good = json.dumps({"prompt": [turn("user", "a")], "completion": [turn("assistant", "b")]})
-    path.write_text(f"{good}\n{line}\n")
-    with pytest.raises(InvalidData, match=r"train\.jsonl:2 .*rebuild: prepare"):
-        read_rows(path, template=base.template, tokenizer=base.tokenizer)
+def test_the_chosen_answers_of_pairs_are_rows_too(pairs: Path) -> None:
+    rows = read_rows(pairs)
+    assert [row.input_ids for row in rows] == [[1, 2, 3, 9], [1, 6, 7, 8, 9]]
+    assert [row.labels for row in rows] == [[IGNORED, IGNORED, 3, 9], [IGNORED, 6, 7, 8, 9]]
+
+
+def test_rows_without_rejected_answers_are_no_pairs(train: Path) -> None:
+    with pytest.raises(InvalidData, match=r"no rejected answers; set spec\.task\.preference"):
+        read_preferences(train)
+
+
+def test_row_that_is_too_long_is_refused_not_cut(train: Path, pairs: Path) -> None:
+    with pytest.raises(InvalidData, match=r"row 1 has \d+ tokens, more than the 20 to train on"):
+        read_rows(train, longest=20)
+    with pytest.raises(InvalidData, match=r"row 1 has 5 tokens, more than the 4 to train on"):
+        read_preferences(pairs, longest=4)
+
+
+def test_a_file_that_is_not_whole_is_named(tmp_path: Path, train: Path) -> None:
+    with pytest.raises(InvalidData, match=r"train\.parquet .*rebuild: prepare"):
+        read_rows(tmp_path / "train.parquet")
+    (tmp_path / "train.parquet").write_bytes(train.read_bytes()[:-100])
+    with pytest.raises(InvalidData, match=r"train\.parquet .*rebuild: prepare"):
+        read_rows(tmp_path / "train.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "train.parquet")
+    with pytest.raises(InvalidData, match=r"its columns are text.*rebuild: prepare"):
+        read_rows(tmp_path / "train.parquet")

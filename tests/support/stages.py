@@ -36,6 +36,11 @@ class Finished:
         return json.loads((self.directory / name).read_text(encoding="utf-8"))
 
     def rows(self, name: str) -> list[dict[str, object]]:
+        """What stands in a file of JSON lines or of Parquet."""
+        if name.endswith(".parquet"):
+            from pyarrow.parquet import read_table
+
+            return read_table(self.directory / name).to_pylist()
         return [json.loads(line) for line in (self.directory / name).read_text(encoding="utf-8").splitlines()]
 
 

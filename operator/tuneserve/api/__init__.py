@@ -2,16 +2,20 @@
 
 from typing import Final
 
-from tuneserve.api.dataset import Dataset, DataSource, FileFormat, HubDataset, Split
+from tuneserve.api.dataset import Dataset, DataSource, FileFormat, HttpFile, HubDataset, Split
 from tuneserve.api.finetune import (
     BaseModelSource,
     ClassificationTask,
+    CompletionTask,
+    ConversationTask,
     FineTune,
     FineTuneAccelerator,
     FineTuneSpec,
     HubModel,
     InstructionTask,
+    PreferenceTask,
     Task,
+    TextTask,
 )
 from tuneserve.api.finetune_status import (
     Artifact,
@@ -79,9 +83,11 @@ __all__ = [
     "ClaimDirectory",
     "ClaimFile",
     "ClassificationTask",
+    "CompletionTask",
     "Condition",
     "ConditionStatus",
     "ConfigMapKey",
+    "ConversationTask",
     "DataSource",
     "DataType",
     "Dataset",
@@ -99,6 +105,7 @@ __all__ = [
     "FineTuneStatus",
     "Gate",
     "GateMetric",
+    "HttpFile",
     "HubDataset",
     "HubModel",
     "InstructionTask",
@@ -112,6 +119,7 @@ __all__ = [
     "ObjectMeta",
     "Output",
     "OutputClaim",
+    "PreferenceTask",
     "Progress",
     "Prompt",
     "Resolved",
@@ -123,6 +131,7 @@ __all__ = [
     "StageState",
     "StageStatus",
     "Task",
+    "TextTask",
     "Training",
     "Verdict",
 ]

@@ -31,10 +31,33 @@ class HubDataset(Part):
     """Split of the data set, as the hub names it."""
 
 
-class DataSource(Part):
-    """One source of rows: a file on a claim, a key of a ConfigMap, or a data set of the hub."""
+class HttpFile(Part):
+    """A file that is fetched over HTTPS, without a login."""
 
-    one_of = ("claim", "config_map", "hugging_face")
+    url: Annotated[
+        str,
+        Field(max_length=2048),
+        Rule(
+            rule="self.matches('^https://[^@/ ]+/[^ ]*$')",
+            message="must be an address such as https://data.example/rows.jsonl: https, without a user or a password",
+        ),
+    ]
+    """Address of the file. It may lead on to another host, but never out of HTTPS."""
+    sha256: Annotated[
+        str,
+        Field(max_length=64),
+        Rule(
+            rule="self.matches('^[0-9a-f]{64}$')",
+            message="must be the sha256 of the file, 64 digits from 0 to 9 and a to f, as sha256sum prints it",
+        ),
+    ]
+    """SHA-256 of the file in hex. Another content is an error, so the data never change unnoticed."""
+
+
+class DataSource(Part):
+    """One source of rows: a file on a claim, a key of a ConfigMap, a data set of the hub, or a file at an address."""
+
+    one_of = ("claim", "config_map", "hugging_face", "http")
     rules = (
         Rule(
             rule="!has(self.huggingFace) || self.format == 'Auto'",
@@ -50,8 +73,15 @@ class DataSource(Part):
     """A key of a ConfigMap, for small data."""
     hugging_face: HubDataset | None = None
     """A data set of a Hugging Face-compatible hub."""
+    http: HttpFile | None = None
+    """A file that is fetched over HTTPS."""
     format: FileFormat = FileFormat.AUTO
-    """Format of the file. Auto goes by the ending of its name: .jsonl, .json, .csv or .parquet."""
+    """Format of the file. Auto goes by the ending of its name: .jsonl, .json, .csv or .parquet, each also with .gz."""
+    weight: Annotated[DecimalString, decimal(above=0, at_most=100, example="0.5")] = "1"
+    """How often each row is learned from in an epoch, for data of several sources: "2" is twice, "0.5" a random half
+    of the rows. Rows that are held out for validation or test are not weighed."""
+    limit: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    """Rows to read, the first ones. Left out: all of them."""
 
 
 Fraction = Annotated[DecimalString, decimal(at_least=0, below=1, example="0.1")]
@@ -87,6 +117,14 @@ class Dataset(Part):
             message="must hold out rows for the test: set split.test above 0, or give sources in test",
             field_path=".split.test",
         ),
+        *(
+            Rule(
+                rule=f"!has(self.{split}) || self.{split}.all(source, source.weight == '1')",
+                message="must not weigh rows that are not trained on: leave weight out",
+                field_path=f".{split}",
+            )
+            for split in ("validation", "test")
+        ),
     )
 
     train: Annotated[Sources, Field(min_length=1)]
@@ -104,4 +142,5 @@ class Dataset(Part):
         Field(max_length=8),
     ] = Field(default_factory=dict)
     """The task's field -> the file's column, where the names differ, such as "text: tweet". A classification has the
-    fields text and label; an instruction has instruction, input and output."""
+    fields text and label; an instruction has instruction, input and output; a completion prompt and completion; a
+    conversation messages; a text text; a preference prompt, chosen and rejected."""

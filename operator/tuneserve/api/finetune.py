@@ -21,14 +21,31 @@ from tuneserve.api.meta import (
 )
 from tuneserve.api.output import Evaluation, Export, ExportFormat, Gate, Output
 from tuneserve.api.rules import ListMap, Part, Rule, is_decimal, words
+from tuneserve.api.template import Template
 from tuneserve.api.training import Lora, Prompt, Training
 from tuneserve_pipeline.contract import Method
 
 #: Metrics that the evaluation of a task measures; the first one is the task's main metric. All are shares from 0 to 1.
 CLASSIFICATION_METRICS = ("accuracy", "macroF1", "invalidRatio")
 INSTRUCTION_METRICS = ("exactMatch",)
-CLASSIFICATION_COLUMNS = ("text", "label")
-INSTRUCTION_COLUMNS = ("instruction", "input", "output")
+TEXT_METRICS = ("tokenAccuracy",)
+#: By task: metrics that a gate may name, and fields that a column may be named for.
+TASK_METRICS = {
+    "classification": CLASSIFICATION_METRICS,
+    "instruction": INSTRUCTION_METRICS,
+    "completion": INSTRUCTION_METRICS,
+    "conversation": INSTRUCTION_METRICS,
+    "text": TEXT_METRICS,
+    "preference": INSTRUCTION_METRICS,
+}
+TASK_COLUMNS = {
+    "classification": ("text", "label"),
+    "instruction": ("instruction", "input", "output"),
+    "completion": ("prompt", "completion"),
+    "conversation": ("messages",),
+    "text": ("text",),
+    "preference": ("prompt", "chosen", "rejected"),
+}
 
 
 class HubModel(Part):
@@ -53,8 +70,27 @@ class BaseModelSource(Part):
     """Token for the hub, for models and data sets that are not public. Only the download sees it."""
 
 
+class LabelValues(Part):
+    """How the data write a label."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    """One of the labels."""
+    values: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(min_length=1, max_length=16)
+    ]
+    """What stands for it in the data, such as "0" or "neg", besides its name."""
+
+
 class ClassificationTask(Part):
     """Text to one label out of a closed list, learned as generation of the label."""
+
+    rules = (
+        Rule(
+            rule="!has(self.labelValues) || self.labelValues.all(entry, entry.name in self.labels)",
+            message="must name only labels that are in labels",
+            field_path=".labelValues",
+        ),
+    )
 
     labels: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=64)], ...],
@@ -71,21 +107,50 @@ class ClassificationTask(Part):
     """The labels, 2 to 64, each of at most 64 characters. A row with another label is an error."""
     instruction: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     """Sentence put before each text. Left out: a request, in plain English, to answer with one of the labels."""
+    label_values: Annotated[tuple[LabelValues, ...], ListMap("name"), Field(max_length=64)] = ()
+    """For data that write labels otherwise, such as numbers: which values stand for which label."""
 
 
 class InstructionTask(Part):
     """Rows with an instruction, optionally an input, and the output to learn."""
 
 
-class Task(Part):
-    """What the model shall learn; it says which fields the rows have and how they are evaluated."""
+class CompletionTask(Part):
+    """Rows with a prompt and the completion to learn."""
 
-    one_of = ("classification", "instruction")
+
+class ConversationTask(Part):
+    """Rows with messages of a user and an assistant."""
+
+
+class TextTask(Part):
+    """Rows with a text, all of which is learned."""
+
+
+class PreferenceTask(Part):
+    """Rows with a prompt, a chosen and a rejected answer."""
+
+
+class Task(Part):
+    """What the model shall learn; it says which fields the rows have and how they are evaluated. Instruction,
+    completion and conversation each also read files in the form of the two others."""
+
+    one_of = tuple(TASK_COLUMNS)
 
     classification: ClassificationTask | None = None
     """Text to one label. Rows have the fields text and label."""
     instruction: InstructionTask | None = None
     """Instruction to output. Rows have the fields instruction, output, and optionally input. Write "{}"."""
+    completion: CompletionTask | None = None
+    """Prompt to completion. Rows have the fields prompt and completion. Write "{}"."""
+    conversation: ConversationTask | None = None
+    """Conversations, in which every answer of the assistant is learned. Rows have the field messages (role, content)
+    or conversations (from, value). Write "{}"."""
+    text: TextTask | None = None
+    """Plain text, learned whole and without a template; a text longer than training.maxSequenceLength is cut into
+    pieces. Rows have the field text. Write "{}"."""
+    preference: PreferenceTask | None = None
+    """Better and worse answers. Rows have the fields prompt, chosen and rejected. Write "{}"."""
 
 
 class FineTuneAccelerator(Part):
@@ -118,10 +183,8 @@ class FineTuneSpec(Part):
     """What shall exist. It may be edited at any time: only the stages that an edit changes run again."""
 
     rules = (
-        _only(task="classification", path="gates", item="entry.metric", names=CLASSIFICATION_METRICS),
-        _only(task="instruction", path="gates", item="entry.metric", names=INSTRUCTION_METRICS),
-        _only(task="classification", path="dataset.columns", item="entry", names=CLASSIFICATION_COLUMNS),
-        _only(task="instruction", path="dataset.columns", item="entry", names=INSTRUCTION_COLUMNS),
+        *(_only(task=task, path="gates", item="entry.metric", names=names) for task, names in TASK_METRICS.items()),
+        *(_only(task=task, path="dataset.columns", item="entry", names=names) for task, names in TASK_COLUMNS.items()),
         _format(
             when="self.method == 'Full'",
             never="Adapter",
@@ -176,6 +239,8 @@ class FineTuneSpec(Part):
     """The rows to learn from and to test on."""
     task: Task
     """What to learn."""
+    template: Template = Template()
+    """How conversations become the text that the model reads."""
     method: Method = Method.QLORA
     """How to learn it. QLoRA: low-rank adapters on a base that is held in 4 bits; LoRA: on one in 16 or 8 bits. Full:
     all weights. IA3: a factor for each key, value and feed-forward channel. PromptTuning, PrefixTuning: learned tokens

@@ -36,6 +36,7 @@ class GateMetric(StrEnum):
     MACRO_F1 = "macroF1"
     INVALID_RATIO = "invalidRatio"
     EXACT_MATCH = "exactMatch"
+    TOKEN_ACCURACY = "tokenAccuracy"
 
 
 Threshold = Annotated[DecimalString, decimal(at_least=0, at_most=1, example="0.80", hint='; write 80 % as "0.80"')]
@@ -48,7 +49,8 @@ class Gate(Part):
 
     metric: GateMetric
     """Metric of the evaluation, a share from 0 to 1. Classification: accuracy, macroF1, invalidRatio (answers that
-    are no label). Instruction: exactMatch."""
+    are no label). Text: tokenAccuracy (tokens that are the model's first choice). All other tasks:
+    exactMatch."""
     export: Annotated[DnsLabel, Field(max_length=32)] | None = None
     """Name of the export that must meet it. Left out: each of them."""
     at_least: Threshold | None = None

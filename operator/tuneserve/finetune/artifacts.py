@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from tuneserve import names
 from tuneserve.api import Artifact, Export, FineTune, Metric, Verdict
-from tuneserve.api.finetune import CLASSIFICATION_METRICS, INSTRUCTION_METRICS
+from tuneserve.api.finetune import CLASSIFICATION_METRICS, INSTRUCTION_METRICS, TEXT_METRICS
 from tuneserve.finetune.decisions import Plan
 from tuneserve.finetune.gates import decimal_text, judge
 from tuneserve.finetune.graph import EVALUATE_BASE, export_path, has_form
@@ -14,7 +14,7 @@ from tuneserve_pipeline.contract import output_path
 #: Bounds of the status; a stage that tells more is not worth an object that cannot be reported on.
 _MOST_METRICS = 32
 _LONGEST_NAME = 63
-_MAIN_FIRST = (*CLASSIFICATION_METRICS, *INSTRUCTION_METRICS)
+_MAIN_FIRST = (*CLASSIFICATION_METRICS, *INSTRUCTION_METRICS, *TEXT_METRICS)
 
 
 def artifacts(fine_tune: FineTune, *, plan: Plan, has_claim: bool) -> tuple[Artifact, ...]:

@@ -86,7 +86,8 @@ def _data_valid(prepared: StagePlan | None, *, before: FineTuneStatus) -> Milest
         facts = prepared.outcome.facts
         purposes = {"trainRows": "training", "validationRows": "validation", "testRows": "the test"}
         rows = [f"{facts[key]} for {purpose}" for key, purpose in purposes.items() if key in facts]
-        return True, "Done", f"rows: {', '.join(rows)}" if rows else "the data can be learned from"
+        message = f"rows: {', '.join(rows)}" if rows else "the data can be learned from"
+        return True, "Done", f"{message}. Worth a look: {facts['warnings']}" if facts.get("warnings") else message
     if prepared.state is StageState.FAILED and prepared.finding is not None:
         blamed = prepared.finding.blames_data
         earlier = find(before.conditions, DATA_VALID)

@@ -53,6 +53,9 @@ def _prepare(spec: api.FineTuneSpec, digests: Digests) -> contract.PrepareSpec:
         ),
         columns=data.columns,
         task=_task(spec.task),
+        template=contract.TemplateSpec(
+            inline=spec.template.inline or "", system_prompt=spec.template.system_prompt or ""
+        ),
         max_sequence_length=spec.training.max_sequence_length,
         revision=data.revision or "",
     )
@@ -71,21 +74,40 @@ def _sources(sources: Iterable[api.DataSource], digests: Digests) -> tuple[contr
 
 def _source(source: api.DataSource, digests: Digests) -> contract.DataSource:
     format = contract.FileFormat(source.format.value)
+    weight, limit = float(source.weight), source.limit
     if source.claim is not None:
-        return contract.ClaimFile(claim=source.claim.name, path=source.claim.path, format=format)
+        claim = source.claim
+        return contract.ClaimFile(claim=claim.name, path=claim.path, format=format, weight=weight, limit=limit)
     if source.config_map is not None:
         name, key = source.config_map.name, source.config_map.key
-        return contract.ConfigMapFile(name=name, key=key, digest=digests[name, key], format=format)
+        return contract.ConfigMapFile(
+            name=name, key=key, digest=digests[name, key], format=format, weight=weight, limit=limit
+        )
+    if source.http is not None:
+        http = source.http
+        return contract.HttpFile(url=http.url, sha256=http.sha256, format=format, weight=weight, limit=limit)
     assert source.hugging_face is not None
     hub = source.hugging_face
-    return contract.HubDataset(repo=hub.repo, revision=hub.revision, subset=hub.subset, split=hub.split)
+    return contract.HubDataset(
+        repo=hub.repo, revision=hub.revision, subset=hub.subset, split=hub.split, weight=weight, limit=limit
+    )
 
 
 def _task(task: api.Task) -> contract.Task:
     if task.classification is not None:
         return contract.ClassificationTask(
-            labels=task.classification.labels, instruction=task.classification.instruction or ""
+            labels=task.classification.labels,
+            instruction=task.classification.instruction or "",
+            label_values={entry.name: entry.values for entry in task.classification.label_values},
         )
+    if task.completion is not None:
+        return contract.CompletionTask()
+    if task.conversation is not None:
+        return contract.ConversationTask()
+    if task.text is not None:
+        return contract.TextTask()
+    if task.preference is not None:
+        return contract.PreferenceTask()
     return contract.InstructionTask()
 
 

@@ -105,6 +105,25 @@ CLAIM_SOURCE = {"claim": {"name": "data", "path": "train.jsonl"}}
         (train_sources({"huggingFace": {"repo": "org/rows", "split": "all"}}), {"prepare"}),
         (train_sources(CLAIM_SOURCE, split={"seed": 7}), {"prepare"}),
         (train_sources(CLAIM_SOURCE, columns={"text": "tweet"}), {"prepare"}),
+        (train_sources({**CLAIM_SOURCE, "weight": "1.0"}), set()),  # the default in other words
+        (train_sources({**CLAIM_SOURCE, "weight": "2"}), {"prepare"}),
+        (train_sources({**CLAIM_SOURCE, "limit": 5}), {"prepare"}),
+        (train_sources({"http": {"url": "https://data.example/rows.jsonl", "sha256": "0" * 64}}), {"prepare"}),
+        ({"task": {"conversation": {}}}, {"prepare"}),
+        (
+            {
+                "task": {
+                    "classification": {
+                        "labels": ["good", "bad"],
+                        "labelValues": [{"name": "good", "values": ["1"]}],
+                    }
+                }
+            },
+            {"prepare"},
+        ),
+        ({"template": {"source": "Model"}}, set()),
+        ({"template": {"source": "Inline", "inline": "{{ messages }}"}}, {"prepare"}),
+        ({"template": {"systemPrompt": "Be brief."}}, {"prepare"}),
         ({"accelerator": {"profile": "rtx-4090"}}, set()),
         ({"retries": 9, "deadlineSeconds": 60, "suspend": True, "ttlSecondsAfterFinished": 1}, set()),
         ({"gates": [{"metric": "accuracy", "atLeast": "0.9"}]}, set()),
@@ -116,6 +135,11 @@ def test_an_edit_changes_the_hash_of_the_stages_that_it_reaches(edit: dict[str, 
     before = {name: hash_of(stage) for name, stage in BY_NAME.items()}
     after = {name: hash_of(stage, **edit) for name, stage in BY_NAME.items()}
     assert {name for name in BY_NAME if before[name] != after[name]} == changed
+
+
+def test_each_task_is_another_input() -> None:
+    tasks = ("instruction", "completion", "conversation", "text", "preference")
+    assert len({hash_of(BY_NAME["prepare"], task={task: {}}) for task in tasks}) == len(tasks)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,22 @@ async def test_an_error_of_the_user_is_told_as_the_stage_told_it(code: int, vali
     assert stage(world, TRAIN)["message"] == "waits for prepare, which failed"
 
 
+async def test_what_is_odd_about_the_data_is_told_though_they_can_be_learned_from() -> None:
+    world = new_world()
+    pod = await until(world, PREPARE)
+    name, hash = run_of(pod)
+    facts = {"trainRows": "80", "testRows": "10", "warnings": "7 rows of test are in the training rows too"}
+    told = Outcome(stage=name, hash=hash, digest="sha256:1", facts=facts)
+    world.stop(pod, code=0, message=told.to_message())
+    world.control_jobs()
+    await world.reconcile()
+    valid = condition(world, "DataValid")
+    assert valid["status"] == "True"
+    assert valid["message"] == (
+        "rows: 80 for training, 10 for the test. Worth a look: 7 rows of test are in the training rows too"
+    )
+
+
 async def test_a_failed_stage_stays_failed_when_its_job_has_gone() -> None:
     world = new_world()
     await end(world, await until(world, PREPARE), code=65, error=UNREADABLE)
@@ -720,7 +736,7 @@ async def test_a_stored_object_that_cannot_be_read_is_stalled_and_no_crash() -> 
     world = new_world()
     body = world.finetune()
     assert body is not None
-    body["spec"]["task"] = {"conversation": {}}
+    body["spec"]["task"] = {"poetry": {}}
     await world.reconcile()
     assert summary(world) == "Stalled: InvalidSpec"
     assert "spec.task" in message(world)
