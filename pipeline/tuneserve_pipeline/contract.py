@@ -298,6 +298,15 @@ class PromptSpec(Part):
     """Learned tokens before each prompt."""
 
 
+class Packing(StrEnum):
+    """Whether rows lie end to end on the device, without padding."""
+
+    AUTO = "Auto"
+    """On a GPU, for the models and methods that can be packed."""
+    ALWAYS = "Always"
+    NEVER = "Never"
+
+
 class DpoSpec(Part):
     beta: float = 0.1
     """How much a distance from the base model costs."""
@@ -333,8 +342,7 @@ class TrainSpec(Variant):
     """Rows in one optimizer step, however they are spread over micro-batches."""
     global_batch_tokens: int | None = None
     """Instead: tokens in one optimizer step, as many as whole rows come to, and at least one row."""
-    packing: Literal["Auto", "Always", "Never"] = "Auto"
-    """Whether rows lie end to end on the device, without padding; Auto: on a GPU, for models that can be packed."""
+    packing: Packing = Packing.AUTO
     max_sequence_length: int = 2048
     seed: int = 42
     neftune_alpha: float = 0.0

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from tuneserve_pipeline import course, models
 from tuneserve_pipeline.checkpoints import Checkpoint, CheckpointStore
-from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, Method, Objective, TrainSpec
+from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, Method, Objective, Packing, TrainSpec
 from tuneserve_pipeline.errors import Interrupted, InvalidConfig, StageFailure
 from tuneserve_pipeline.machine import configure_process
 from tuneserve_pipeline.recipe import make_recipe
-from tuneserve_pipeline.rows import Rows, read_rows
+from tuneserve_pipeline.rows import Preferences, Rows, read_preferences, read_rows
 from tuneserve_pipeline.stage import StageResult, StageRun
 from tuneserve_pipeline.tables import TRAIN_FILE, VALIDATION_FILE
 from tuneserve_pipeline.tokenization import Base, copy_tokenizer, load_tokenizer, read_base
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tuneserve_pipeline.packed.training import PackedSteps
+    from tuneserve_pipeline.preferences import PreferenceTrainer
     from tuneserve_pipeline.trainer import CompletionTrainer
+
+    AnyTrainer = CompletionTrainer | PreferenceTrainer
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +44,10 @@ def run(job: StageRun) -> StageResult:
     assert isinstance(spec, TrainSpec)
     configure_process()
     prepared = job.input("prepare")
-    if spec.objective is Objective.DPO:
-        raise InvalidConfig(
-            reason="NoPreferences",
-            message="spec.objective DPO learns from pairs of answers, and the rows of this task have one answer each: "
-            "leave objective out",
-        )
     model = read_base(prepared)
-    rows = read_rows(prepared / TRAIN_FILE, longest=spec.max_sequence_length)
-    validation = read_rows(prepared / VALIDATION_FILE, limit=EVALUATION_ROWS)
+    read = read_preferences if spec.objective is Objective.DPO else read_rows
+    rows = read(prepared / TRAIN_FILE, longest=spec.max_sequence_length)
+    validation = read(prepared / VALIDATION_FILE, limit=EVALUATION_ROWS)
     if spec.evaluation_steps and not validation:
         raise InvalidConfig(
             reason="NoValidationRows",
@@ -59,14 +57,22 @@ def run(job: StageRun) -> StageResult:
     return _train(job, spec=spec, model=model, rows=rows, validation=validation)
 
 
-def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: Rows, validation: Rows) -> StageResult:
+def _train(
+    job: StageRun,
+    *,
+    spec: TrainSpec,
+    model: Base,
+    rows: Rows | Preferences,
+    validation: Rows | Preferences,
+) -> StageResult:
     # Late: a wrong row is told before the seconds that these take.
     from tuneserve_pipeline import methods
     from tuneserve_pipeline import trainer as training
     from tuneserve_pipeline.callbacks import CheckpointKeeper, ProgressReporter
+    from tuneserve_pipeline.preferences import make_preference_trainer, pair_lengths
 
     runtime = job.config.runtime
-    lengths = rows.lengths.tolist()
+    lengths = pair_lengths(rows) if isinstance(rows, Preferences) else rows.lengths.tolist()
     store = CheckpointStore(directory=job.partial / "checkpoints", keep=runtime.checkpoints.keep)
     checkpoint = resumable(store)
     reporter = ProgressReporter(job.progress, store=store)
@@ -81,21 +87,23 @@ def _train(job: StageRun, *, spec: TrainSpec, model: Base, rows: Rows, validatio
         micro_batch_size=runtime.micro_batch_size,
         epoch_steps=None if packed is None else len(packed),
     )
-    trainer = training.make_trainer(
-        training.Setting(
-            spec=spec,
-            recipe=recipe,
-            device=runtime.device,
-            aside=store.aside,
-            checkpoint_steps=runtime.checkpoints.steps,
-            callbacks=[reporter, keeper],
-        ),
-        model=base,
-        tokenizer=load_tokenizer(model),
-        rows=rows,
-        validation=validation,
-        packed=packed,
+    setting = training.Setting(
+        spec=spec,
+        recipe=recipe,
+        device=runtime.device,
+        aside=store.aside,
+        checkpoint_steps=runtime.checkpoints.steps,
+        callbacks=[reporter, keeper],
     )
+    trainer: AnyTrainer
+    if isinstance(rows, Preferences):
+        trainer = make_preference_trainer(
+            setting, model=base, tokenizer=load_tokenizer(model), pairs=rows, validation=validation
+        )
+    else:
+        trainer = training.make_trainer(
+            setting, model=base, tokenizer=load_tokenizer(model), rows=rows, validation=validation, packed=packed
+        )
     if packed is None:
         log.info(
             "%d rows, %d steps of %s, up to %d tokens at a time, activations are %s",
@@ -156,9 +164,11 @@ def _history(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     return list(state["log_history"])
 
 
-def _packed_steps(model: "PreTrainedModel", *, spec: TrainSpec, rows: Rows, device: str) -> "PackedSteps | None":
+def _packed_steps(
+    model: "PreTrainedModel", *, spec: TrainSpec, rows: Rows | Preferences, device: str
+) -> "PackedSteps | None":
     """The steps of rows laid end to end; none where rows are padded."""
-    if spec.packing == "Never" or (spec.packing == "Auto" and device == "cpu"):
+    if spec.packing is Packing.NEVER or (spec.packing is Packing.AUTO and device == "cpu"):
         return None
     from tuneserve_pipeline import methods
     from tuneserve_pipeline.packed.training import plan_steps
@@ -167,7 +177,7 @@ def _packed_steps(model: "PreTrainedModel", *, spec: TrainSpec, rows: Rows, devi
     longest = int(rows.lengths.max())
     adapted = spec.lora.target_modules or methods.linear_layers(model)
     reason = _unpackable(spec) or unsupported(model, adapted=adapted, dropout=spec.lora.dropout, longest=longest)
-    if reason is None:
+    if reason is None and isinstance(rows, Rows):
         return plan_steps(
             spec,
             rows=rows.arrays(),
@@ -175,7 +185,7 @@ def _packed_steps(model: "PreTrainedModel", *, spec: TrainSpec, rows: Rows, devi
             tokens=PACKED_TOKENS[device],
             pin=device == "cuda",
         )
-    if spec.packing == "Always":
+    if spec.packing is Packing.ALWAYS:
         raise InvalidConfig(
             reason="PackingImpossible",
             message=f"spec.training.packing is Always, but {reason}: set it to Auto or Never",
@@ -188,6 +198,8 @@ def _unpackable(spec: TrainSpec) -> str | None:
     """What of the spec the packed layers do not compute."""
     if spec.method is not Method.QLORA:
         return f"the method is {spec.method}"
+    if spec.objective is not Objective.SFT:
+        return f"the objective is {spec.objective}"
     if spec.lora.weight_decomposed:
         return "lora.weightDecomposed is set"
     return "neftuneAlpha is set" if spec.neftune_alpha else None
@@ -204,7 +216,7 @@ def _check_device(device: str) -> None:
         )
 
 
-def _run_steps(trainer: "CompletionTrainer", *, spec: TrainSpec, checkpoint: Checkpoint | None, steps: int) -> None:
+def _run_steps(trainer: "AnyTrainer", *, spec: TrainSpec, checkpoint: Checkpoint | None, steps: int) -> None:
     from transformers import TrainerState
 
     if checkpoint is None:
@@ -220,7 +232,7 @@ def _run_steps(trainer: "CompletionTrainer", *, spec: TrainSpec, checkpoint: Che
     trainer.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
 
 
-def _restore(trainer: "CompletionTrainer", lowest: course.Evaluation, *, store: CheckpointStore) -> None:
+def _restore(trainer: "AnyTrainer", lowest: course.Evaluation, *, store: CheckpointStore) -> None:
     """Puts back the weights of the lowest validation loss, unless they are those of the last step."""
     if lowest.step == trainer.state.global_step:
         return
@@ -235,7 +247,7 @@ def _restore(trainer: "CompletionTrainer", lowest: course.Evaluation, *, store: 
     trainer._load_from_checkpoint(str(checkpoint.path))
 
 
-def write_adapter(trainer: "CompletionTrainer", *, model: Base, target: Path) -> None:
+def write_adapter(trainer: "AnyTrainer", *, model: Base, target: Path) -> None:
     """Adapter as PEFT reads it, tokenizer and template; the same bytes for the same weights."""
     shutil.rmtree(target, ignore_errors=True)
     trainer.model.save_pretrained(target, safe_serialization=True, save_embedding_layers=False)
@@ -249,7 +261,7 @@ def write_adapter(trainer: "CompletionTrainer", *, model: Base, target: Path) ->
     copy_tokenizer(model, target)
 
 
-def write_full(trainer: "CompletionTrainer", *, base: Base, target: Path) -> None:
+def write_full(trainer: "AnyTrainer", *, base: Base, target: Path) -> None:
     """The trained model in the number type of its base, ready for a server."""
     import torch
     from transformers import AutoConfig

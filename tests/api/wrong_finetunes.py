@@ -294,6 +294,41 @@ FINETUNES = (
         "must not have the format Adapter with lora.weightDecomposed: vLLM serves no DoRA; export Merged",
     ),
     _finetune(
+        "DPO without pairs",
+        {"spec.objective": "DPO"},
+        "spec.objective",
+        "must be SFT unless the task is preference: DPO learns from pairs of answers",
+    ),
+    _finetune(
+        "DPO of a learned prompt",
+        {
+            "spec.objective": "DPO",
+            "spec.task": {"preference": {}},
+            "spec.method": "PromptTuning",
+            "spec.exports": _ADAPTER,
+        },
+        "spec.objective",
+        "must be SFT with PromptTuning and PrefixTuning; DPO needs QLoRA, LoRA, Full or IA3",
+    ),
+    _finetune(
+        "no such objective",
+        {"spec.objective": "PPO"},
+        "spec.objective",
+        'supported values: "SFT", "DPO"',
+    ),
+    _finetune(
+        "a distance that costs nothing",
+        {"spec.dpo": {"beta": "0"}},
+        "spec.dpo.beta",
+        'must be a decimal number in quotes, greater than 0 and at most 10, such as "0.1"',
+    ),
+    _finetune(
+        "no such packing",
+        {"spec.training": {"packing": "Sometimes"}},
+        "spec.training.packing",
+        'supported values: "Auto", "Always", "Never"',
+    ),
+    _finetune(
         "a learned prompt merged",
         {"spec.method": "PromptTuning"},
         "spec.exports",

@@ -10,11 +10,20 @@ import pytest
 import torch
 
 from support.stages import Finished, Workspace
-from support.tiny import tiny_tokenizer
+from support.tiny import tiny_tokenizer, write_jsonl
 from tuneserve_pipeline import methods
 from tuneserve_pipeline.callbacks import CheckpointKeeper, ProgressReporter
 from tuneserve_pipeline.checkpoints import CheckpointStore
-from tuneserve_pipeline.contract import DpoSpec, Method, Objective, TrainSpec
+from tuneserve_pipeline.contract import (
+    ClaimFile,
+    DpoSpec,
+    LocalModel,
+    Method,
+    Objective,
+    PreferenceTask,
+    PrepareSpec,
+    TrainSpec,
+)
 from tuneserve_pipeline.metrics import Progress
 from tuneserve_pipeline.preferences import PreferenceTrainer, make_preference_trainer, pair_lengths
 from tuneserve_pipeline.recipe import make_recipe
@@ -112,7 +121,28 @@ def test_beta_holds_the_model_near_its_base(tiny_model: Path, tmp_path: Path) ->
 def test_rows_with_one_answer_are_no_pairs(prepared: tuple[Workspace, Finished], tmp_path: Path) -> None:
     mine = Workspace(root=tmp_path, base_model=prepared[0].base_model)
     refused = mine.run_here(mine.config(SPEC, parents={"prepare": prepared[1]}))
-    assert (refused.code, refused.reason) == (64, "NoPreferences")
+    assert (refused.code, refused.reason) == (65, "RowsUnsuitable")
+    assert "set spec.task.preference, or another objective" in refused.message
+
+
+def test_pairs_of_a_file_are_prepared_and_learned(tiny_model: Path, tmp_path: Path) -> None:
+    mine = Workspace(root=tmp_path, base_model=tiny_model)
+    things = ("battery", "book", "camera", "dinner", "film")
+    pairs = [
+        {"prompt": f"How was the {things[row % 5]} number {row}?", "chosen": "great", "rejected": "awful and slow"}
+        for row in range(60)
+    ]
+    write_jsonl(mine.datasets / "pairs" / "train.jsonl", pairs)
+    source = ClaimFile(claim="pairs", path="train.jsonl")
+    prepare = PrepareSpec(base_model=LocalModel(claim="models"), train=(source,), task=PreferenceTask())
+    prepared = mine.run(mine.config(prepare))
+    assert prepared.code == 0, prepared.log
+    trained = mine.run(mine.config(SPEC, parents={"prepare": prepared}))
+    assert trained.code == 0, trained.log
+    losses = [row["loss"] for row in trained.rows("trainer_log.jsonl") if "loss" in row]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3)  # both answers are as likely as with the base
+    assert losses[-1] < 0.6 * losses[0]
+    assert trained.outcome.metrics["evalLoss"] < 0.6 * losses[0]
 
 
 def test_a_pair_is_as_long_as_both_of_its_rows() -> None:

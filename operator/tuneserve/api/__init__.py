@@ -62,7 +62,7 @@ from tuneserve.api.output import (
     Output,
     OutputClaim,
 )
-from tuneserve.api.training import Checkpoints, EarlyStopping, Lora, Prompt, Training
+from tuneserve.api.training import Checkpoints, Dpo, EarlyStopping, Lora, Prompt, Training
 from tuneserve_pipeline.contract import Method, Scheduler
 
 #: Plural names, as in the paths of the API server.
@@ -92,6 +92,7 @@ __all__ = [
     "DataType",
     "Dataset",
     "DeletionPolicy",
+    "Dpo",
     "EarlyStopping",
     "Engine",
     "Evaluation",

@@ -22,8 +22,8 @@ from tuneserve.api.meta import (
 from tuneserve.api.output import Evaluation, Export, ExportFormat, Gate, Output
 from tuneserve.api.rules import ListMap, Part, Rule, is_decimal, words
 from tuneserve.api.template import Template
-from tuneserve.api.training import Lora, Prompt, Training
-from tuneserve_pipeline.contract import Method
+from tuneserve.api.training import Dpo, Lora, Prompt, Training
+from tuneserve_pipeline.contract import Method, Objective
 
 #: Metrics that the evaluation of a task measures; the first one is the task's main metric. All are shares from 0 to 1.
 CLASSIFICATION_METRICS = ("accuracy", "macroF1", "invalidRatio")
@@ -218,6 +218,16 @@ class FineTuneSpec(Part):
             field_path=".lora.baseBits",
         ),
         Rule(
+            rule="self.objective != 'DPO' || has(self.task.preference)",
+            message="must be SFT unless the task is preference: DPO learns from pairs of answers",
+            field_path=".objective",
+        ),
+        Rule(
+            rule="self.objective != 'DPO' || !(self.method in ['PromptTuning', 'PrefixTuning'])",
+            message="must be SFT with PromptTuning and PrefixTuning; DPO needs QLoRA, LoRA, Full or IA3",
+            field_path=".objective",
+        ),
+        Rule(
             rule="!has(self.training.evaluationSteps) || has(self.dataset.validation) && "
             f"self.dataset.validation.size() > 0 || !{is_decimal('self.dataset.split.validation')} || "
             "double(self.dataset.split.validation) > 0.0",
@@ -245,6 +255,10 @@ class FineTuneSpec(Part):
     """How to learn it. QLoRA: low-rank adapters on a base that is held in 4 bits; LoRA: on one in 16 or 8 bits. Full:
     all weights. IA3: a factor for each key, value and feed-forward channel. PromptTuning, PrefixTuning: learned tokens
     before each prompt, which only the export Adapter holds."""
+    objective: Objective = Objective.SFT
+    """What to learn from. SFT: the answers; DPO: which of two answers is the better one, of the task preference."""
+    dpo: Dpo = Dpo()
+    """How the objective DPO weighs what it learns."""
     lora: Lora = Lora()
     """Size and place of the adapters of QLoRA and LoRA."""
     prompt: Prompt = Prompt()

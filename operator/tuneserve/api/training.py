@@ -6,7 +6,7 @@ from pydantic import Field
 
 from tuneserve.api.meta import INT32_MAX, DecimalString
 from tuneserve.api.rules import Part, Rule, decimal
-from tuneserve_pipeline.contract import Scheduler
+from tuneserve_pipeline.contract import Packing, Scheduler
 
 
 class Lora(Part):
@@ -47,6 +47,13 @@ class Prompt(Part):
 
     virtual_tokens: Annotated[int, Field(ge=1, le=512)] = 32
     """Learned tokens before each prompt, 1 to 512; they take part of the model's context."""
+
+
+class Dpo(Part):
+    """How the objective DPO weighs what it learns."""
+
+    beta: Annotated[DecimalString, decimal(above=0, at_most=10, example="0.1")] = "0.1"
+    """What a distance from the base model costs, above 0 and at most 10: the lower, the further it may go."""
 
 
 class EarlyStopping(Part):
@@ -92,7 +99,8 @@ class Training(Part):
     """Optimizer steps to train for, instead of epochs."""
     learning_rate: Annotated[DecimalString, decimal(above=0, at_most=1, example="2e-4")] | None = None
     """Highest learning rate, as a decimal number in quotes, greater than 0 and at most 1. Left out: "2e-4" for QLoRA
-    and LoRA, "2e-5" for Full, "3e-3" for IA3, "3e-2" for PromptTuning and PrefixTuning."""
+    and LoRA, "2e-5" for Full, "3e-3" for IA3, "3e-2" for PromptTuning and PrefixTuning; a twentieth of it with the
+    objective DPO."""
     scheduler: Scheduler = Scheduler.COSINE
     """Course of the learning rate after the warm-up: Cosine and Linear fall to 0, CosineWithMinimum to a tenth;
     Constant stays; InverseSquareRoot falls ever more slowly; WarmupStableDecay stays, and falls to 0 in the last tenth
@@ -111,6 +119,9 @@ class Training(Part):
     are of very different lengths."""
     max_sequence_length: Annotated[int, Field(ge=16, le=131_072)] = 2048
     """Longest row in tokens, prompt and answer together."""
+    packing: Packing = Packing.AUTO
+    """Whether rows lie end to end on the device, without padding, which is several times as fast. Auto: on a GPU, for
+    QLoRA on all linear layers of Llama, Mistral and Qwen models; Always: or the run is refused; Never."""
     neftune_alpha: Annotated[DecimalString, decimal(above=0, at_most=100, example="5")] | None = None
     """Scale of the random noise that is added to the embeddings while training (NEFTune). Left out: none."""
     seed: Annotated[int, Field(ge=0, le=INT32_MAX)] = 42

@@ -25,6 +25,10 @@ LEARNING_RATES = {
 }
 
 
+#: DPO starts from a model that answers already, and a rate that teaches one to answer would unlearn it.
+DPO_RATE_SHARE = 0.05
+
+
 def stage_spec(stage: Stage, spec: api.FineTuneSpec, *, digests: Digests) -> contract.StageSpec:
     """The contract's spec of a stage.
 
@@ -113,16 +117,19 @@ def _task(task: api.Task) -> contract.Task:
 
 def _train(spec: api.FineTuneSpec) -> contract.TrainSpec:
     training = spec.training
-    rate = training.learning_rate
     return contract.TrainSpec(
         method=spec.method,
+        objective=spec.objective,
+        dpo=contract.DpoSpec(beta=float(spec.dpo.beta))
+        if spec.objective is contract.Objective.DPO
+        else contract.DpoSpec(),
         lora=_lora(spec.lora) if spec.method in LORA_METHODS else contract.LoraSpec(),
         prompt=contract.PromptSpec(virtual_tokens=spec.prompt.virtual_tokens)
         if spec.method in contract.PROMPT_METHODS
         else contract.PromptSpec(),
         epochs=None if training.epochs is None else float(training.epochs),
         max_steps=training.max_steps,
-        learning_rate=LEARNING_RATES[spec.method] if rate is None else float(rate),
+        learning_rate=_learning_rate(spec),
         scheduler=training.scheduler,
         warmup_ratio=float(training.warmup),
         weight_decay=float(training.weight_decay),
@@ -131,10 +138,18 @@ def _train(spec: api.FineTuneSpec) -> contract.TrainSpec:
         global_batch_tokens=training.global_batch_tokens,
         max_sequence_length=training.max_sequence_length,
         seed=training.seed,
+        packing=training.packing,
         neftune_alpha=float(training.neftune_alpha or 0),
         evaluation_steps=training.evaluation_steps,
         early_stopping=_early_stopping(training.early_stopping),
     )
+
+
+def _learning_rate(spec: api.FineTuneSpec) -> float:
+    if spec.training.learning_rate is not None:
+        return float(spec.training.learning_rate)
+    usual = LEARNING_RATES[spec.method]
+    return usual * DPO_RATE_SHARE if spec.objective is contract.Objective.DPO else usual
 
 
 def _lora(given: api.Lora) -> contract.LoraSpec:

@@ -7,7 +7,7 @@ from tuneserve.api import ExportFormat, FineTune
 from tuneserve.finetune.graph import STAGES, Stage, export_path, graph, has_form
 from tuneserve.finetune.plan import rebuild_salt
 from tuneserve.finetune.specs import stage_spec
-from tuneserve_pipeline.contract import Method, input_hash
+from tuneserve_pipeline.contract import Method, TrainSpec, input_hash
 
 ADAPTER, MERGED = ExportFormat.ADAPTER, ExportFormat.MERGED
 BY_NAME = {stage.name: stage for stage in STAGES}
@@ -152,11 +152,30 @@ def test_each_task_is_another_input() -> None:
         ("LoRA", {"lora": {"baseBits": 8}}, True),
         ("PromptTuning", {"prompt": {"virtualTokens": 9}}, True),
         ("PromptTuning", {"lora": {"rank": 8}}, False),
+        ("QLoRA", {"dpo": {"beta": "0.5"}}, False),
+        ("QLoRA", {"objective": "DPO", "task": {"preference": {}}}, True),
+        ("QLoRA", {"training": {"packing": "Never"}}, True),
     ],
 )
 def test_only_what_a_method_looks_at_is_an_input(method: str, edit: dict[str, object], changed: bool) -> None:
     train = BY_NAME["train"]
     assert (hash_of(train, method=method) != hash_of(train, method=method, **edit)) is changed
+
+
+@pytest.mark.parametrize(
+    ("fields", "rate"),
+    [
+        ({}, 2e-4),
+        ({"method": "Full"}, 2e-5),
+        ({"objective": "DPO"}, 1e-5),
+        ({"objective": "DPO", "training": {"learningRate": "3e-4"}}, 3e-4),
+    ],
+)
+def test_the_learning_rate_left_out_is_that_of_method_and_objective(fields: dict[str, object], rate: float) -> None:
+    spec = FineTune.model_validate(finetune(task={"preference": {}}, **fields)).spec
+    told = stage_spec(BY_NAME["train"], spec, digests={})
+    assert isinstance(told, TrainSpec)
+    assert told.learning_rate == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(
