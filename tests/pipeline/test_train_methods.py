@@ -28,7 +28,7 @@ from tuneserve_pipeline.contract import (
 )
 from tuneserve_pipeline.fidelity import answer_logits, compare
 from tuneserve_pipeline.generation import Limits, generate, virtual_tokens
-from tuneserve_pipeline.rows import Row
+from tuneserve_pipeline.rows import IGNORED, Row
 
 BASE = TrainSpec(max_steps=8, learning_rate=5e-3, warmup_ratio=0.0, global_batch_size=8)
 LORA = BASE.model_copy(update={"method": Method.LORA})
@@ -209,7 +209,8 @@ def test_merging_is_rounded_once_for_each_kind(runs: Runs) -> None:
     """In fp32 nothing is rounded away: merged and unmerged answer alike."""
     from tuneserve_pipeline.merge import merge
 
-    rows = [Row(prompt=tuple(range(at, at + 9)), completion=(40, 41, 2)) for at in range(5, 300, 31)]
+    answer = [40, 41, 2]
+    rows = [Row(input_ids=[*range(at, at + 9), *answer], labels=[IGNORED] * 9 + answer) for at in range(5, 300, 31)]
     for name in ("dora", "ia3", "rslora"):
         model = AutoModelForCausalLM.from_pretrained(runs.prepared[0].base_model, dtype=torch.float32)
         adapted = PeftModel.from_pretrained(model, str(runs.trained(name).directory / "adapter"))
