@@ -8,22 +8,16 @@ take of a larger card, so that it stands for a smaller one.
 """
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "pipeline"), str(ROOT / "tests")]
+from gpu import ROOT, cap_memory, write_base, write_results
 
-from support.stages import Finished, Workspace  # noqa: E402
-from support.tiny import LABELS, reviews, write_jsonl, write_tiny_model  # noqa: E402
-from tuneserve_pipeline.contract import (  # noqa: E402
+from support.stages import Finished, Workspace
+from support.tiny import LABELS, reviews, write_jsonl
+from tuneserve_pipeline.contract import (
     Checkpoints,
     ClaimFile,
     ClassificationTask,
@@ -36,26 +30,11 @@ from tuneserve_pipeline.contract import (  # noqa: E402
     TrainSpec,
 )
 
+_HEADS = {"num_attention_heads": 32, "num_key_value_heads": 8}
 SHAPES = {
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, **_HEADS},
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, **_HEADS},
 }
-
-
-def write_base(directory: Path, *, shape: str) -> None:
-    """The tiny model's tokenizer with random weights of the shape, in shards of 2 GB."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    write_tiny_model(directory)
-    config = AutoConfig.from_pretrained(directory)
-    config.update({**SHAPES[shape], "num_key_value_heads": 8, "vocab_size": 32000, "head_dim": None})
-    config.head_dim = config.hidden_size // config.num_attention_heads
-    (directory / "model.safetensors").unlink()
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(directory, max_shard_size="2GB")
 
 
 def main() -> int:
@@ -70,12 +49,8 @@ def main() -> int:
 
 
 def measure(scratch: Path, options: argparse.Namespace) -> int:
-    import torch
-
-    write_base(scratch / "base", shape=options.shape)
-    total = torch.cuda.get_device_properties(0).total_memory
-    # Read by torch at its start, so it holds in every stage's process.
-    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = f"per_process_memory_fraction:{options.cap_gib * 2**30 / total:.4f}"
+    write_base(scratch / "base", sizes=SHAPES[options.shape])
+    cap_memory(options.cap_gib)
     write_jsonl(scratch / "datasets/data/reviews.jsonl", reviews(900))
     space = Workspace(root=scratch, base_model=scratch / "base")
     gpu = Runtime(device="cuda", checkpoints=Checkpoints(steps=10))
@@ -105,24 +80,10 @@ def measure(scratch: Path, options: argparse.Namespace) -> int:
         (EvaluationTarget.MERGED, {"prepare": prepared, "merge": merged}),
     ):
         run(f"evaluate-{target}", EvaluateSpec(target=target, max_samples=64), parents, gpu)
-    write_results(options, rows)
+    write_results(
+        options.results, name="stages", shape=options.shape, cap_gib=options.cap_gib, figures={"stages": rows}
+    )
     return 0
-
-
-def write_results(options: argparse.Namespace, rows: list[dict[str, object]]) -> None:
-    import torch
-
-    asked = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    result = {
-        "name": "stages",
-        "commit": asked.stdout.strip() or "unknown",
-        "shape": options.shape,
-        "machine": {"gpu": torch.cuda.get_device_name(0), "cap_gib": options.cap_gib, "kernel": platform.release()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "bitsandbytes")},
-        "stages": rows,
-    }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

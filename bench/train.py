@@ -11,22 +11,17 @@ are real, the loss means nothing. `--cap-gib` limits what torch may take of a la
 import argparse
 import json
 import math
-import os
-import platform
 import random
-import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "pipeline"), str(ROOT / "tests")]
+from gpu import ROOT, cap_memory, write_base, write_results
 
-from support.stages import Finished, Workspace  # noqa: E402
-from support.tiny import write_jsonl, write_tiny_model  # noqa: E402
-from tuneserve_pipeline.contract import (  # noqa: E402
+from support.stages import Finished, Workspace
+from support.tiny import write_jsonl
+from tuneserve_pipeline.contract import (
     Checkpoints,
     ClaimFile,
     InstructionTask,
@@ -38,8 +33,22 @@ from tuneserve_pipeline.contract import (  # noqa: E402
 )
 
 SHAPES = {
-    "tiny": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 8},
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "tiny": {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+    },
+    "7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "tie_word_embeddings": False,
+    },
 }
 #: What a run trains with, and how many steps are enough for 25 s.
 RECIPES: dict[str, dict[str, object]] = {
@@ -47,24 +56,6 @@ RECIPES: dict[str, dict[str, object]] = {
     "packed, 64 rows a step": {"global_batch_size": 64, "max_steps": 70},
     "padded, 16 rows a step": {"global_batch_size": 16, "max_steps": 24, "packing": "Never"},
 }
-
-
-def write_base(directory: Path, *, shape: str) -> None:
-    """The tiny model's tokenizer with random weights of the shape, in shards of 2 GB."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    write_tiny_model(directory)
-    config = AutoConfig.from_pretrained(directory)
-    heads = SHAPES[shape]["num_attention_heads"]
-    config.update({**SHAPES[shape], "num_key_value_heads": heads, "vocab_size": 32000, "tie_word_embeddings": False})
-    config.head_dim = config.hidden_size // config.num_attention_heads
-    (directory / "model.safetensors").unlink()
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(directory, max_shard_size="2GB")
-    torch.set_default_dtype(torch.float32)
 
 
 def instruction_rows(count: int) -> list[dict[str, str]]:
@@ -91,14 +82,8 @@ def main() -> int:
 
 
 def measure(scratch: Path, options: argparse.Namespace) -> int:
-    import torch
-
-    write_base(scratch / "base", shape=options.shape)
-    total = torch.cuda.get_device_properties(0).total_memory
-    # Read by torch at its start, so it holds in every stage's process.
-    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = (
-        f"expandable_segments:True,per_process_memory_fraction:{options.cap_gib * 2**30 / total:.4f}"
-    )
+    write_base(scratch / "base", sizes=SHAPES[options.shape])
+    cap_memory(options.cap_gib)
     write_jsonl(scratch / "datasets/data/rows.jsonl", instruction_rows(20000))
     space = Workspace(root=scratch, base_model=scratch / "base")
 
@@ -139,24 +124,10 @@ def measure(scratch: Path, options: argparse.Namespace) -> int:
             "steps": int(done.outcome.facts["steps"]),
         }
     print(json.dumps(recipes, indent=2))
-    write_results(options, recipes)
+    write_results(
+        options.results, name="train", shape=options.shape, cap_gib=options.cap_gib, figures={"recipes": recipes}
+    )
     return 0
-
-
-def write_results(options: argparse.Namespace, recipes: dict[str, dict[str, float]]) -> None:
-    import torch
-
-    asked = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    result = {
-        "name": "train",
-        "commit": asked.stdout.strip() or "unknown",
-        "shape": options.shape,
-        "machine": {"gpu": torch.cuda.get_device_name(0), "cap_gib": options.cap_gib, "kernel": platform.release()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "bitsandbytes")},
-        "recipes": recipes,
-    }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
