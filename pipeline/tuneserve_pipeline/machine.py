@@ -6,6 +6,7 @@ Must import neither torch nor transformers: `configure_process` has to come befo
 
 import math
 import os
+import shutil
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -38,6 +39,12 @@ def cpu_count(*, cgroups: Path = CGROUPS) -> int:
     allowed = len(os.sched_getaffinity(0))
     quota, period = _cpu_limit(cgroups)
     return max(1, min(allowed, math.ceil(quota / period))) if quota > 0 and period > 0 else allowed
+
+
+def c_compiler() -> str | None:
+    """The C compiler that Triton will use to start its kernels: it looks in the same places."""
+    named = os.environ.get("CC")
+    return shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang")
 
 
 def memory_available(*, cgroups: Path = CGROUPS, memory_info: Path = MEMORY_INFO) -> int:

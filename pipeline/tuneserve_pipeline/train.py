@@ -13,7 +13,7 @@ from tuneserve_pipeline import course, models
 from tuneserve_pipeline.checkpoints import Checkpoint, CheckpointStore
 from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, Method, Objective, Packing, TrainSpec
 from tuneserve_pipeline.errors import Interrupted, InvalidConfig, StageFailure
-from tuneserve_pipeline.machine import configure_process
+from tuneserve_pipeline.machine import c_compiler, configure_process
 from tuneserve_pipeline.recipe import make_recipe
 from tuneserve_pipeline.rows import Preferences, Rows, read_preferences, read_rows
 from tuneserve_pipeline.stage import StageResult, StageRun
@@ -176,7 +176,9 @@ def _packed_steps(
 
     longest = int(rows.lengths.max())
     adapted = spec.lora.target_modules or methods.linear_layers(model)
-    reason = _unpackable(spec) or unsupported(model, adapted=adapted, dropout=spec.lora.dropout, longest=longest)
+    reason = _unpackable(spec, device=device) or unsupported(
+        model, adapted=adapted, dropout=spec.lora.dropout, longest=longest
+    )
     if reason is None and isinstance(rows, Rows):
         return plan_steps(
             spec,
@@ -194,15 +196,19 @@ def _packed_steps(
     return None
 
 
-def _unpackable(spec: TrainSpec) -> str | None:
-    """What of the spec the packed layers do not compute."""
+def _unpackable(spec: TrainSpec, *, device: str) -> str | None:
+    """What of the spec the packed layers do not compute, and what the image lacks for it."""
     if spec.method is not Method.QLORA:
         return f"the method is {spec.method}"
     if spec.objective is not Objective.SFT:
         return f"the objective is {spec.objective}"
     if spec.lora.weight_decomposed:
         return "lora.weightDecomposed is set"
-    return "neftuneAlpha is set" if spec.neftune_alpha else None
+    if spec.neftune_alpha:
+        return "neftuneAlpha is set"
+    if device == "cuda" and c_compiler() is None:
+        return "the image has no C compiler (gcc or clang), which Triton starts its kernels with"
+    return None
 
 
 def _check_device(device: str) -> None:
