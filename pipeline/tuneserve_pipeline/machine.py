@@ -7,6 +7,7 @@ Must import neither torch nor transformers: `configure_process` has to come befo
 import math
 import os
 import shutil
+import sysconfig
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -41,10 +42,16 @@ def cpu_count(*, cgroups: Path = CGROUPS) -> int:
     return max(1, min(allowed, math.ceil(quota / period))) if quota > 0 and period > 0 else allowed
 
 
-def c_compiler() -> str | None:
-    """The C compiler that Triton will use to start its kernels: it looks in the same places."""
+def lacks_for_triton(*, headers: Path | None = None) -> str | None:
+    """What of a compiler this image has not; Triton compiles what starts its kernels, at run time.
+
+    `headers`: where Python's are; none: where this Python says.
+    """
     named = os.environ.get("CC")
-    return shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang")
+    if not (shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang")):
+        return "C compiler (gcc or clang)"
+    folder = headers or Path(sysconfig.get_paths()["include"])
+    return None if (folder / "Python.h").is_file() else f"{folder}/Python.h"
 
 
 def memory_available(*, cgroups: Path = CGROUPS, memory_info: Path = MEMORY_INFO) -> int:

@@ -13,7 +13,7 @@ from tuneserve_pipeline import course, models
 from tuneserve_pipeline.checkpoints import Checkpoint, CheckpointStore
 from tuneserve_pipeline.contract import ADAPTER_DIRECTORY, MODEL_DIRECTORY, Method, Objective, Packing, TrainSpec
 from tuneserve_pipeline.errors import Interrupted, InvalidConfig, StageFailure
-from tuneserve_pipeline.machine import c_compiler, configure_process
+from tuneserve_pipeline.machine import configure_process, lacks_for_triton
 from tuneserve_pipeline.recipe import make_recipe
 from tuneserve_pipeline.rows import Preferences, Rows, read_preferences, read_rows
 from tuneserve_pipeline.stage import StageResult, StageRun
@@ -206,8 +206,8 @@ def _unpackable(spec: TrainSpec, *, device: str) -> str | None:
         return "lora.weightDecomposed is set"
     if spec.neftune_alpha:
         return "neftuneAlpha is set"
-    if device == "cuda" and c_compiler() is None:
-        return "the image has no C compiler (gcc or clang), which Triton starts its kernels with"
+    if device == "cuda" and (missing := lacks_for_triton()) is not None:
+        return f"the image has no {missing}, without which Triton cannot start its kernels"
     return None
 
 

@@ -135,15 +135,17 @@ def test_memory_is_what_the_pod_has_left(tmp_path: Path) -> None:
     assert machine.memory_available(cgroups=groups, memory_info=information) == 1000 * 1024
 
 
-def test_the_compiler_is_the_one_that_triton_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_triton_would_not_find_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    assert machine.c_compiler() is None
-    for name in ("clang", "gcc", "zcc"):
+    assert machine.lacks_for_triton(headers=tmp_path) == "C compiler (gcc or clang)"
+    for name in ("clang", "zcc"):
         (tmp_path / name).write_text("")
         (tmp_path / name).chmod(0o755)
-    assert machine.c_compiler() == str(tmp_path / "gcc")
-    monkeypatch.setenv("CC", "zcc")
-    assert machine.c_compiler() == str(tmp_path / "zcc")
+    assert machine.lacks_for_triton(headers=tmp_path) == f"{tmp_path}/Python.h"
+    (tmp_path / "Python.h").write_text("")
+    assert machine.lacks_for_triton(headers=tmp_path) is None
     monkeypatch.setenv("CC", "none")
-    assert machine.c_compiler() is None
+    assert machine.lacks_for_triton(headers=tmp_path) == "C compiler (gcc or clang)"
+    monkeypatch.setenv("CC", "zcc")
+    assert machine.lacks_for_triton(headers=tmp_path) is None
