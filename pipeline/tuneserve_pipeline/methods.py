@@ -20,7 +20,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from tuneserve_pipeline.contract import Method, TrainSpec
 from tuneserve_pipeline.errors import InvalidConfig
@@ -37,8 +37,13 @@ def load_base(path: Path, *, spec: TrainSpec, device: str) -> PreTrainedModel:
         return load_quantized(path, device=device)
     if spec.method is Method.LORA and spec.lora.base_bits == 8:
         return _load(path, device=device, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    if spec.method is not Method.FULL:
+        return _load(path, device=device)
     # Steps of a full training are smaller than what bfloat16 can tell apart: most weights would never move.
-    return _load(path, device=device, dtype=torch.float32 if spec.method is Method.FULL else torch.bfloat16)
+    model = _load(path, device=device, dtype=torch.float32)
+    # The library writes no checkpoint with settings for sampling that are not in use, and many bases have such.
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
+    return model
 
 
 def load_quantized(path: Path, *, device: str) -> PreTrainedModel:

@@ -26,13 +26,16 @@ Step = tuple[Pack, ...]
 
 
 def steps_of_tokens(lengths: Sequence[int], *, step_tokens: int, device_tokens: int, seed: int) -> list[Step]:
-    """Steps of at most `step_tokens` tokens, as full as can be, in packs of at most `device_tokens`.
+    """Steps of at most `step_tokens` tokens (or of one longer row), as full as can be, in packs of at most
+    `device_tokens`.
 
     Raises ValueError for a row that is longer than a pack may be.
     """
-    wanted = min(device_tokens, step_tokens)
-    packs = _fill(lengths, budget=wanted, seed=seed)
-    each = max(1, step_tokens // wanted)
+    # Packs of equal size make up the step: one of the device's and a small rest would be two thirds of the work alone.
+    packs_of_step = -(-step_tokens // device_tokens)
+    budget = max(step_tokens // packs_of_step, min(max(lengths), device_tokens))
+    packs = _fill(lengths, budget=budget, seed=seed)
+    each = max(1, step_tokens // budget)
     return [tuple(packs[first : first + each]) for first in range(0, len(packs), each)]
 
 

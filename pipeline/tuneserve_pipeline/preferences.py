@@ -32,7 +32,7 @@ class PreferenceTrainer(Steady, DPOTrainer):
 
     @staticmethod
     def row_length(row: Mapping[str, Any]) -> int:
-        return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+        return 2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
 
     def _prepare_dataset(self, dataset: Dataset, *arguments: Any, **options: Any) -> Dataset:
         return dataset
@@ -73,8 +73,8 @@ def make_preference_trainer(
 
 
 def pair_lengths(pairs: Sequence[Pair]) -> list[int]:
-    """Tokens that a pair takes on the device: the prompt comes with each of its answers."""
-    return [2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs]
+    """Tokens that a pair takes on the device: the prompt with each of its answers, the shorter one filled up."""
+    return [2 * (len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))) for pair in pairs]
 
 
 def pairs_to_dataset(pairs: Sequence[Pair]) -> Dataset:

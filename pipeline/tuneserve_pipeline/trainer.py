@@ -45,6 +45,9 @@ SCHEDULERS = {
     Scheduler.INVERSE_SQUARE_ROOT: "inverse_sqrt",
     Scheduler.WARMUP_STABLE_DECAY: "warmup_stable_decay",
 }
+#: Bytes that a full training adds to each weight: its gradient in fp32, two moments in 8 bits, and its copy in bfloat16
+#: while a product is computed.
+_FULL_BYTES = 8
 #: Share of the highest learning rate at which `CosineWithMinimum` ends.
 _MINIMUM_RATE = 0.1
 
@@ -223,7 +226,10 @@ def make_trainer(
 def common_arguments(setting: Setting, *, model: PreTrainedModel, longest: int, evaluates: bool) -> dict[str, Any]:
     """Arguments of any of the library's trainers; `longest` is the longest row in tokens."""
     spec, recipe, device = setting.spec, setting.recipe, setting.device
-    keeps = keeps_activations(shape=shape_of(model), tokens=recipe.tokens_at_a_time, free_bytes=free_memory(device))
+    free = free_memory(device)
+    if spec.method is Method.FULL:
+        free -= _FULL_BYTES * model.num_parameters()
+    keeps = keeps_activations(shape=shape_of(model), tokens=recipe.tokens_at_a_time, free_bytes=free)
     at_a_time = recipe.rows_at_a_time or max(1, recipe.tokens_at_a_time // longest)
     return {
         "output_dir": str(setting.aside),
@@ -272,6 +278,19 @@ def scheduler_options(scheduler: Scheduler, *, recipe: Recipe) -> dict[str, Any]
 def told_layers(spec: TrainSpec, *, model: PreTrainedModel) -> Iterator[None]:
     """Turns what the library says of wrong target modules into a sentence with the names of those that there are."""
     layers = methods.linear_layers(model)  # before an adapter is in it
+    # The library looks for one that it finds, and leaves out the others without a word.
+    paths = [name for name, _ in model.named_modules()]
+    missing = [
+        wanted
+        for wanted in spec.lora.target_modules
+        if not any(path == wanted or path.endswith("." + wanted) for path in paths)
+    ]
+    if missing:
+        raise InvalidConfig(
+            reason="TargetModulesInvalid",
+            message=f"spec.lora.targetModules {', '.join(missing)}: not in the model, which has these linear layers: "
+            f"{', '.join(layers)}",
+        )
     try:
         yield
     except ValueError as error:

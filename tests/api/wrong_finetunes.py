@@ -323,6 +323,18 @@ FINETUNES = (
         'must be a decimal number in quotes, greater than 0 and at most 10, such as "0.1"',
     ),
     _finetune(
+        "noise beside a comparison",
+        {"spec.objective": "DPO", "spec.task": {"preference": {}}, "spec.training": {"neftuneAlpha": "5"}},
+        "spec.training.neftuneAlpha",
+        "must be left out with DPO: the base that it compares with would be noisy too",
+    ),
+    _finetune(
+        "packing where it cannot be",
+        {"spec.lora": {"dropout": "0.1"}, "spec.training": {"packing": "Always"}},
+        "spec.training.packing",
+        "must be Auto or Never unless the method is QLoRA with the objective SFT, without dropout",
+    ),
+    _finetune(
         "no such packing",
         {"spec.training": {"packing": "Sometimes"}},
         "spec.training.packing",

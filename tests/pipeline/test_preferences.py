@@ -146,4 +146,4 @@ def test_pairs_of_a_file_are_prepared_and_learned(tiny_model: Path, tmp_path: Pa
 
 
 def test_a_pair_is_as_long_as_both_of_its_rows() -> None:
-    assert pair_lengths([Answers(prompt=[1, 2, 3], chosen=[4], rejected=[5, 6])]) == [9]
+    assert pair_lengths([Answers(prompt=[1, 2, 3], chosen=[4], rejected=[5, 6])]) == [10]

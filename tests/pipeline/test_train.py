@@ -207,12 +207,12 @@ def test_loss_that_is_no_number_names_the_step(prepared: tuple[Workspace, Finish
     assert not failed.directory.exists()
 
 
-@pytest.mark.parametrize("module", ["query_key_value", "lm_head"])
+@pytest.mark.parametrize(("module", "others"), [("query_key_value", ()), ("lm_head", ()), ("v_porj", ("q_proj",))])
 def test_layers_that_cannot_be_trained_are_named_with_those_that_can(
-    prepared: tuple[Workspace, Finished], tmp_path: Path, module: str
+    prepared: tuple[Workspace, Finished], tmp_path: Path, module: str, others: tuple[str, ...]
 ) -> None:
     mine = Workspace(root=tmp_path, base_model=prepared[0].base_model)
-    spec = SPEC.model_copy(update={"lora": LoraSpec(target_modules=(module,))})
+    spec = SPEC.model_copy(update={"lora": LoraSpec(target_modules=(*others, module))})
     failed = mine.run(mine.config(spec, parents={"prepare": prepared[1]}))
     assert (failed.code, failed.reason) == (64, "TargetModulesInvalid"), failed.log
     assert failed.message.startswith(f"spec.lora.targetModules {module}: ")

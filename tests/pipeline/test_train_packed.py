@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from support.stages import Finished, Workspace
-from tuneserve_pipeline.contract import Checkpoints, LoraSpec, Method, Runtime, TrainSpec
+from tuneserve_pipeline.contract import Checkpoints, LoraSpec, Method, Packing, Runtime, TrainSpec
 from tuneserve_pipeline.packed.batches import labels_in, make_batch
 from tuneserve_pipeline.packed.engine import Limits, PackedEngine, limits_of
 from tuneserve_pipeline.packed.weights import unsupported
@@ -76,6 +76,14 @@ def test_the_seed_decides_what_is_together_and_the_epoch_in_which_order() -> Non
     orders = [epoch_order(len(once), seed=1, epoch=epoch) for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2])
+
+
+@pytest.mark.parametrize(("tokens", "packs"), [(4096, 1), (4097, 2), (8000, 2), (8192, 2), (12000, 3)])
+def test_a_step_is_as_large_as_it_shall_be(tokens: int, packs: int) -> None:
+    steps = steps_of_tokens([20 + row % 200 for row in range(3000)], step_tokens=tokens, device_tokens=4096, seed=1)
+    for step in steps[:-1]:
+        assert len(step) == packs
+        assert 0.97 * tokens < sum(pack.tokens for pack in step) <= tokens
 
 
 def test_a_row_longer_than_a_batch_is_an_error() -> None:
@@ -222,14 +230,16 @@ LINEAR = '["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 # --- the stage -------------------------------------------------------------------------------------------------------
 
-STEPS = 24
+STEPS = 36
+#: Steps of an epoch: eight of 96 rows each.
+IN_EPOCH = 12
 SPEC = TrainSpec(
     lora=LoraSpec(dropout=0.0),
     max_steps=STEPS,
     learning_rate=5e-3,
     global_batch_size=8,
     max_sequence_length=256,
-    packing="Always",
+    packing=Packing.ALWAYS,
 )
 RUNTIME = Runtime(device="cpu", checkpoints=Checkpoints(steps=4))
 
@@ -249,7 +259,7 @@ def test_it_learns_what_the_padded_path_learns(prepared: tuple[Workspace, Finish
     """Every step sees all rows, so that both paths see the same."""
     everything = SPEC.model_copy(update={"global_batch_size": 200, "max_steps": 10})
     packed = trained(everything, prepared, tmp_path / "packed")
-    padded = trained(everything.model_copy(update={"packing": "Never"}), prepared, tmp_path / "padded")
+    padded = trained(everything.model_copy(update={"packing": Packing.NEVER}), prepared, tmp_path / "padded")
     assert "end to end" in packed.log and "end to end" not in padded.log
     curve = losses(packed)
     assert curve[0] == pytest.approx(losses(padded)[0], rel=1e-3)
@@ -268,14 +278,15 @@ def test_sigterm_saves_and_the_next_run_goes_on_exactly(prepared: tuple[Workspac
     config = mine.config(SPEC, parents={"prepare": prepared[1]}, runtime=RUNTIME)
     process = mine.start(config)
     aside = Path(config.output + ".partial") / "checkpoints"
-    while not list(aside.glob("step-*")):
+    # In the second epoch, which has another order.
+    while not [path for path in aside.glob("step-*") if int(path.name.removeprefix("step-")) > IN_EPOCH]:
         assert process.poll() is None, process.communicate()[1]
     process.send_signal(signal.SIGTERM)
     stopped = mine.finish(config, process)
     assert (stopped.code, stopped.reason) == (75, "Interrupted"), stopped.log
     resumed = mine.run(config)
     assert resumed.code == 0, resumed.log
-    assert int(resumed.outcome.facts["resumedFromStep"]) >= 4
+    assert IN_EPOCH < int(resumed.outcome.facts["resumedFromStep"]) < STEPS
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-3)
     assert resumed.outcome.digest == whole.outcome.digest
 

@@ -213,6 +213,19 @@ class FineTuneSpec(Part):
             field_path=".training.neftuneAlpha",
         ),
         Rule(
+            rule="!has(self.training.neftuneAlpha) || self.objective != 'DPO'",
+            message="must be left out with DPO: the base that it compares with would be noisy too",
+            field_path=".training.neftuneAlpha",
+        ),
+        Rule(
+            rule="self.training.packing != 'Always' || self.method == 'QLoRA' && self.objective == 'SFT' && "
+            "!self.lora.weightDecomposed && !has(self.training.neftuneAlpha) && "
+            f"(!{is_decimal('self.lora.dropout')} || double(self.lora.dropout) == 0.0)",
+            message="must be Auto or Never unless the method is QLoRA with the objective SFT, without dropout, "
+            "weightDecomposed and neftuneAlpha",
+            field_path=".training.packing",
+        ),
+        Rule(
             rule="!has(self.lora.baseBits) || self.method == 'LoRA'",
             message="must be left out unless method is LoRA: QLoRA holds the base in 4 bits, other methods in 16",
             field_path=".lora.baseBits",

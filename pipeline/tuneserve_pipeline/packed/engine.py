@@ -160,7 +160,8 @@ class PackedEngine:
             try:
                 torch.cuda.reset_peak_memory_stats()
                 self._warm_up(batch)
-                break
+                if self._spare() >= 0 or self.checkpointed == len(self.layers):
+                    break
             except torch.OutOfMemoryError:
                 if self.checkpointed == len(self.layers):
                     raise

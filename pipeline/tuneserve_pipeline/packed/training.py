@@ -59,15 +59,17 @@ class PackedSteps(Dataset[PackedStep]):
         )
 
 
-class EpochOrder(Sampler[int]):
+class EpochOrder(Sampler[list[int]]):
+    """Batches of one step. A batch sampler, since that is what the library finds again when a run resumes."""
+
     def __init__(self, *, steps: int, seed: int) -> None:
         self._steps, self._seed, self._epoch = steps, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self._steps, seed=self._seed, epoch=self._epoch))
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([[step] for step in epoch_order(self._steps, seed=self._seed, epoch=self._epoch)])
 
     def __len__(self) -> int:
         return self._steps
@@ -75,9 +77,8 @@ class EpochOrder(Sampler[int]):
 
 class StepLoader(DataLoader[PackedStep]):
     def set_epoch(self, epoch: int) -> None:
-        sampler = self.sampler
-        assert isinstance(sampler, EpochOrder)
-        sampler.set_epoch(epoch)
+        assert isinstance(self.batch_sampler, EpochOrder)
+        self.batch_sampler.set_epoch(epoch)
 
 
 class PackedTrainer(CompletionTrainer):
@@ -91,8 +92,7 @@ class PackedTrainer(CompletionTrainer):
     def get_train_dataloader(self) -> DataLoader[PackedStep]:
         return StepLoader(
             self._steps,
-            sampler=EpochOrder(steps=len(self._steps), seed=self.args.seed),
-            batch_size=1,
+            batch_sampler=EpochOrder(steps=len(self._steps), seed=self.args.seed),
             collate_fn=_only,
         )
 
@@ -129,9 +129,7 @@ def plan_steps(spec: TrainSpec, *, rows: Sequence[Row], longest: int, tokens: in
     lengths = [len(ids) for ids, _ in rows]
     tokens = max(tokens, longest)
     if spec.global_batch_tokens is not None:
-        steps = steps_of_tokens(
-            lengths, step_tokens=max(longest, spec.global_batch_tokens), device_tokens=tokens, seed=spec.seed
-        )
+        steps = steps_of_tokens(lengths, step_tokens=spec.global_batch_tokens, device_tokens=tokens, seed=spec.seed)
     else:
         steps = steps_of_rows(lengths, step_rows=spec.global_batch_size, device_tokens=tokens, seed=spec.seed)
     return PackedSteps(steps=steps, rows=rows, longest=longest, pin=pin)

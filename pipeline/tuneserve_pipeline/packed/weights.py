@@ -43,6 +43,8 @@ def unsupported(model: Any, *, adapted: Collection[str], dropout: float, longest
         return f"heads of {_head_dim(config)} are none of {', '.join(map(str, HEAD_DIMS))}"
     if missing := [name for name in _LINEARS if name not in adapted]:
         return f"{', '.join(missing)} get no adapter"
+    if extra := sorted(set(adapted) - set(_LINEARS)):
+        return f"{', '.join(extra)} get one too"
     if dropout:
         return "adapters have dropout"
     for layer in model.model.layers:
