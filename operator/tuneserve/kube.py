@@ -39,6 +39,8 @@ FIRST_DELAY = 0.2
 REQUEST_TIMEOUT = 30.0
 #: Answers that another try may turn to the better. A 409 is not: its sender must look again first.
 _RETRIED = frozenset({429, 500, 502, 503, 504})
+#: Admission learns of a new kind some seconds after the API server has it, and until then lets its objects own nothing.
+_KIND_NOT_KNOWN_YET = "cannot find RESTMapping"
 _PAGE = 500
 _APPLY_ATTEMPTS = 4
 
@@ -54,6 +56,8 @@ class KubeError(Exception):
         self.status = status
         self.reason = reason
         self.message = message
+        self.passing = status == 403 and _KIND_NOT_KNOWN_YET in message
+        """Whether time alone turns the refusal into consent: try again, and say nothing to the user."""
 
 
 class ConflictError(KubeError):

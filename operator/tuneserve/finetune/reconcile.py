@@ -122,7 +122,7 @@ async def _refusal(request: Awaitable[Any], *, what: str, reason: str) -> Findin
     except ConflictError as error:
         return Finding(reason="NameConflict", message=error.message, stalled=not error.passing)
     except KubeError as error:
-        if error.status not in _REFUSALS:
+        if error.status not in _REFUSALS or error.passing:
             raise
         return Finding(reason=reason, message=f"the API server refuses {what}: {error.message}")
     return None

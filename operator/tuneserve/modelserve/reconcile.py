@@ -46,7 +46,7 @@ async def reconcile(key: Key, context: Context) -> Result:
     except KubeError as error:
         if error.status == 409:
             return Result(requeue_after=1.0)  # changed since it was read, or on its way out: look again
-        if error.status in _TELLING:
+        if error.status in _TELLING and not error.passing:
             invalid = error.status in (400, 422)
             reason = "Invalid" if invalid else "Refused"
             await _write_problem(context, body, Problem(reason=reason, message=error.message, stalled=invalid))

@@ -732,6 +732,23 @@ async def test_a_refusal_of_the_api_server_reaches_the_user(kind: Any, reason: s
     assert summary(world) == "Ready: ArtifactsReady"
 
 
+async def test_a_refusal_that_passes_by_itself_is_tried_again_and_stalls_nothing() -> None:
+    world = new_world()
+    world.refusals[CONFIG_MAP] = KubeError(
+        403,
+        "Forbidden",
+        'configmaps "a" is forbidden: cannot set blockOwnerDeletion in this case because cannot find RESTMapping for '
+        'APIVersion tuneserve.dev/v1alpha1 Kind FineTune: no matches for kind "FineTune"',
+    )
+    with pytest.raises(KubeError):  # the queue tries again, ever more slowly
+        await world.reconcile()
+    body = world.finetune()
+    assert body is not None and "status" not in body
+    world.refusals.clear()
+    await world.settle()
+    assert summary(world) == "Ready: ArtifactsReady"
+
+
 async def test_a_stored_object_that_cannot_be_read_is_stalled_and_no_crash() -> None:
     world = new_world()
     body = world.finetune()
