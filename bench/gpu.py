@@ -1,16 +1,27 @@
 """What the benchmarks on a GPU share: a random model of a real shape, a smaller card, and the file of results."""
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "pipeline"), str(ROOT / "tests")]
+
+
+def parser_of(description: str | None, *, name: str, shapes: Iterable[str], shape: str) -> argparse.ArgumentParser:
+    """What every one of them is asked: the shape, the size of the card, where the results go."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=shapes, default=shape)
+    parser.add_argument("--cap-gib", type=float, default=24.0)
+    parser.add_argument("--results", type=Path, default=ROOT / f"bench/results/{name}.json")
+    return parser
 
 
 def write_base(directory: Path, *, sizes: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpu import ROOT, cap_memory, write_base, write_results
+from gpu import cap_memory, parser_of, write_base, write_results
 
 from support.stages import Finished, Workspace
 from support.tiny import LABELS, reviews, write_jsonl
@@ -38,11 +38,8 @@ SHAPES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser = parser_of(__doc__, name="stages", shapes=SHAPES, shape="1b")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cap-gib", type=float, default=24.0)
-    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/stages.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         return measure(Path(scratch), options)

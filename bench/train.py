@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpu import ROOT, cap_memory, write_base, write_results
+from gpu import cap_memory, parser_of, write_base, write_results
 
 from support.stages import Finished, Workspace
 from support.tiny import write_jsonl
@@ -71,11 +71,8 @@ def instruction_rows(count: int) -> list[dict[str, str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="7b")
-    parser.add_argument("--cap-gib", type=float, default=24.0)
+    parser = parser_of(__doc__, name="train", shapes=SHAPES, shape="7b")
     parser.add_argument("--recipe", action="append", choices=RECIPES, help="all of them unless named")
-    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/train.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         return measure(Path(scratch), options)

@@ -54,7 +54,7 @@ class ProgressReporter(TrainerCallback):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"the loss is {loss} and the gradient norm {norm}"
             raise self._lost(args, state, reason="LossNotFinite", what=what)
-        found = course.losses(state.log_history)
+        found = course.ends(state.log_history)
         if course.has_exploded(found):
             what = f"the loss has exploded: it began at {found[0]:.3g} and is {loss:.3g}"
             raise self._lost(args, state, reason="LossExploded", what=what)

@@ -5,6 +5,7 @@ Everything follows from the log history, which every checkpoint carries: a resum
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -30,6 +31,16 @@ def evaluations(history: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
 def losses(history: Sequence[Mapping[str, Any]]) -> list[float]:
     """Of the training steps."""
     return [float(entry["loss"]) for entry in history if "loss" in entry]
+
+
+def ends(history: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Of the training steps the first loss and the last ones: all that each step of a long training must look at."""
+    first = next((place for place, entry in enumerate(history) if "loss" in entry), None)
+    if first is None:
+        return []
+    behind = islice(reversed(history), len(history) - first - 1)
+    last = list(islice((entry for entry in behind if "loss" in entry), EXPLOSION_STEPS))
+    return losses([history[first], *reversed(last)])
 
 
 def best(found: Sequence[Evaluation]) -> Evaluation | None:

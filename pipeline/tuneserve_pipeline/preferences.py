@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
-from tuneserve_pipeline import methods
 from tuneserve_pipeline.contract import Method
-from tuneserve_pipeline.trainer import Setting, Steady, common_arguments, told_layers
+from tuneserve_pipeline.trainer import Setting, Steady, build, common_arguments
 
 
 class Pair(Protocol):
@@ -56,20 +55,16 @@ def make_preference_trainer(
         disable_dropout=False,  # that of the spec counts
         precompute_ref_log_probs=spec.method is Method.FULL,
     )
-    with told_layers(spec, model=model):
-        trainer = PreferenceTrainer(
-            setting=setting,
-            lengths=lengths,
-            model=model,
-            args=arguments,
-            train_dataset=pairs_to_dataset(pairs),
-            eval_dataset=pairs_to_dataset(validation) if validation else None,
-            processing_class=tokenizer,
-            peft_config=methods.adapter_config(spec, model=model),
-            callbacks=list(setting.callbacks),
-        )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return build(
+        PreferenceTrainer,
+        setting,
+        lengths=lengths,
+        model=model,
+        args=arguments,
+        train_dataset=pairs_to_dataset(pairs),
+        eval_dataset=pairs_to_dataset(validation) if validation else None,
+        processing_class=tokenizer,
+    )
 
 
 def pair_lengths(pairs: Sequence[Pair]) -> list[int]:

@@ -26,7 +26,6 @@ ACTIVATION_SHARE = 0.5
 class Recipe:
     steps: int
     """Optimizer steps in all."""
-    steps_in_epoch: int
     warmup_steps: int
     decay_steps: int
     """At the end, where the scheduler holds the learning rate until then."""
@@ -62,7 +61,6 @@ def make_recipe(
     warmup = min(math.ceil(spec.warmup_ratio * steps), steps)
     return Recipe(
         steps=steps,
-        steps_in_epoch=in_epoch,
         warmup_steps=warmup,
         decay_steps=min(math.ceil(DECAY_SHARE * steps), steps - warmup),
         tokens_at_a_time=max(TOKENS_AT_A_TIME[device], max(lengths))

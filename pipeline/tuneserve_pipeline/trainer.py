@@ -10,10 +10,10 @@ import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as functional
@@ -70,9 +70,13 @@ class Steady:
         return len(row["input_ids"])
 
     def get_train_dataloader(self) -> DataLoader:
+        spec, lengths = self._setting.spec, self._lengths
         loader = DataLoader(
             self._remove_unused_columns(self.train_dataset, description="training"),
-            batch_sampler=StepRows(spec=self._setting.spec, lengths=self._lengths),
+            batch_sampler=EpochSteps(
+                count=steps_in_epoch(spec, lengths=lengths),
+                of_epoch=lambda epoch: step_rows(spec, lengths=lengths, epoch=epoch),
+            ),
             collate_fn=self._micro_batches,
             pin_memory=self.args.dataloader_pin_memory,
         )
@@ -115,21 +119,23 @@ class Steady:
             raise
 
 
-class StepRows(Sampler[list[int]]):
-    """`step_rows` for the data loader, which sets the epoch: a resumed run finds the steps of the run before it."""
+class EpochSteps(Sampler[list[int]]):
+    """The steps of the epoch that the trainer has set, each as a batch: a resumed run finds those of the run before it.
 
-    def __init__(self, *, spec: TrainSpec, lengths: Sequence[int]) -> None:
-        self._spec, self._lengths = spec, lengths
-        self._epoch = 0
+    A batch sampler, since that is what the library tells the epoch also when it skips what is done.
+    """
+
+    def __init__(self, *, count: int, of_epoch: Callable[[int], list[list[int]]]) -> None:
+        self._count, self._of_epoch, self._epoch = count, of_epoch, 0
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(step_rows(self._spec, lengths=self._lengths, epoch=self._epoch))
+        return iter(self._of_epoch(self._epoch))
 
     def __len__(self) -> int:
-        return steps_in_epoch(self._spec, lengths=self._lengths)
+        return self._count
 
 
 class CompletionTrainer(Steady, SFTTrainer):
@@ -162,11 +168,14 @@ class CompletionTrainer(Steady, SFTTrainer):
         finally:
             self._supervised = None
 
-    @property
+    @cached_property
     def _tokens_per_row(self) -> float:
         """Supervised tokens in a row of the validation data, on average."""
         counts = [sum(label != IGNORED for label in labels[1:]) for labels in self.eval_dataset["labels"]]
         return sum(counts) / len(counts)
+
+
+Built = TypeVar("Built", bound=Steady)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,18 +215,28 @@ def make_trainer(
         from tuneserve_pipeline.packed.training import PackedTrainer, settings
 
         kind = partial(PackedTrainer, packed=packed)
-        arguments = dataclasses.replace(arguments, gradient_checkpointing=False, **settings(longest=max(lengths)))
+        arguments = dataclasses.replace(arguments, **settings(longest=max(lengths)))
+    return build(
+        kind,
+        setting,
+        lengths=lengths,
+        model=model,
+        args=arguments,
+        train_dataset=to_dataset(rows),
+        eval_dataset=to_dataset(validation) if validation else None,
+        processing_class=tokenizer,
+    )
+
+
+def build(kind: Callable[..., Built], setting: Setting, *, model: PreTrainedModel, **given: Any) -> Built:
+    """Any of our trainers, with what the method adds to the model; raises `InvalidConfig` for layers it lacks."""
     with told_layers(setting.spec, model=model):
         trainer = kind(
             setting=setting,
-            lengths=lengths,
             model=model,
-            args=arguments,
-            train_dataset=to_dataset(rows),
-            eval_dataset=to_dataset(validation) if validation else None,
-            processing_class=tokenizer,
             peft_config=methods.adapter_config(setting.spec, model=model),
             callbacks=list(setting.callbacks),
+            **given,
         )
     trainer.remove_callback(PrinterCallback)
     return trainer

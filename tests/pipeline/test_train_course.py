@@ -96,6 +96,17 @@ def test_a_short_training_never_explodes(losses: list[float]) -> None:
     assert not course.has_exploded(losses)
 
 
+@given(
+    history=st.lists(
+        st.sampled_from(["loss", "eval_loss"]).flatmap(lambda name: st.fixed_dictionaries({name: st.floats(0, 9)}))
+    )
+)
+def test_the_ends_of_a_history_tell_as_much_of_an_explosion_as_all_of_it(history: list[dict[str, float]]) -> None:
+    ends, every = course.ends(history), course.losses(history)
+    assert ends == every[:1] + every[1:][-course.EXPLOSION_STEPS :]
+    assert course.has_exploded(ends) is course.has_exploded(every)
+
+
 @pytest.fixture
 def contrary(tmp_path: Path, tiny_model: Path, classification: PrepareSpec) -> tuple[Workspace, Finished]:
     """Rows of one label to learn from, and of another to validate on: the surer the model gets, the worse it is."""

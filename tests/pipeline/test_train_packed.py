@@ -175,7 +175,7 @@ def test_loss_and_gradients_are_those_of_transformers(family: str, tmp_path: Pat
         expected = expected + torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="sum")
     (expected / count).backward()
 
-    engine = PackedEngine(packed, longest=LONGEST, memory=None)
+    engine = PackedEngine(packed, longest=LONGEST)
     # In two batches, and with room that no row fills.
     engine.begin_step()
     for some in (rows[:3], rows[3:]):

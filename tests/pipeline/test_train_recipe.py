@@ -40,9 +40,7 @@ LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=400)
 
 @given(lengths=LENGTHS, tokens=st.integers(300, 2000), rows=st.none() | st.integers(1, 40))
 def test_micro_batches_have_all_rows_once_and_fit(lengths: list[int], tokens: int, rows: int | None) -> None:
-    recipe = Recipe(
-        steps=1, steps_in_epoch=1, warmup_steps=0, decay_steps=0, tokens_at_a_time=tokens, rows_at_a_time=rows
-    )
+    recipe = Recipe(steps=1, warmup_steps=0, decay_steps=0, tokens_at_a_time=tokens, rows_at_a_time=rows)
     parts = micro_batches(lengths, recipe=recipe)
     assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
     for part in parts:

@@ -38,11 +38,8 @@ class Limits:
 
 
 class PackedEngine:
-    def __init__(self, model: nn.Module, *, longest: int, memory: int | None) -> None:
-        """`model`: one that `weights.unsupported` has nothing against, with its adapters.
-
-        `memory`: bytes of the device that this process may take; none: all.
-        """
+    def __init__(self, model: nn.Module, *, longest: int) -> None:
+        """`model`: one that `weights.unsupported` has nothing against, with its adapters."""
         base: Any = model.get_base_model()  # type: ignore[operator]
         self.device: torch.device = base.get_input_embeddings().weight.device
         self.shape = weights.shape_of(model)
@@ -54,7 +51,6 @@ class PackedEngine:
         self.norm: Tensor = base.model.norm.weight.detach().to(torch.bfloat16)
         self.loss = torch.zeros((), device=self.device)
         self.checkpointed = 0
-        self._memory = memory
         self._cuda = self.device.type == "cuda"
         self._graph: Any = None
         self._given: dict[str, Tensor] = {}
@@ -108,7 +104,7 @@ class PackedEngine:
         x = self.embedding[batch["ids"]].to(torch.bfloat16).requires_grad_()
         cos, sin = self.cos[batch["positions"]][:, None], self.sin[batch["positions"]][:, None]
         for index, layer in enumerate(self.layers):
-            given = (x, cos, sin, batch["begins"], batch["ends"], *layer.weights().flat())
+            given = (x, cos, sin, batch["begins"], batch["ends"], *layer.flat())
             if index < self.checkpointed:
                 x = checkpoint(self._layer, *given, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -186,8 +182,6 @@ class PackedEngine:
     def _spare(self) -> int:
         total = torch.cuda.get_device_properties(self.device).total_memory
         allowed = int(total * torch.cuda.get_per_process_memory_fraction(self.device))
-        if self._memory is not None:
-            allowed = min(allowed, self._memory)
         # The optimizer has two moments of each parameter, from its first step on.
         moments = 2 * sum(each.numel() * 4 for each in self.model.parameters)
         return allowed - torch.cuda.max_memory_reserved() - moments - _MARGIN

@@ -36,22 +36,6 @@ class Shape:
     eps: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerWeights:
-    input_norm: Tensor
-    post_norm: Tensor
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    qkv: Linear
-    o: Linear
-    gate_up: Linear
-    down: Linear
-
-    def flat(self) -> tuple[Tensor | None, ...]:
-        norms = (self.input_norm, self.post_norm, self.q_norm, self.k_norm)
-        return (*norms, *self.qkv, *self.o, *self.gate_up, *self.down)
-
-
 class LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, absmax: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -114,7 +98,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def decoder_layer(
     shape: Shape, x: Tensor, cos: Tensor, sin: Tensor, begins: Tensor, ends: Tensor, *weights: Any
 ) -> Tensor:
-    """x (t, d) -> (t, d); `weights` as `LayerWeights.flat` gives them."""
+    """x (t, d) -> (t, d); `weights` as `FusedLayer.flat` gives them."""
     input_norm, post_norm, q_norm, k_norm = weights[:4]
     qkv, o, gate_up, down = weights[4:9], weights[9:14], weights[14:19], weights[19:24]
     t, d = x.shape[0], shape.head_dim

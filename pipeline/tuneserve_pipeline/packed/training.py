@@ -4,19 +4,19 @@ An item of its data loader is one optimizer step, all of its batches; so the glo
 however many batches it takes, and a resumed run skips steps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from tuneserve_pipeline.contract import TrainSpec
 from tuneserve_pipeline.packed.batches import Row, labels_in, make_batch
 from tuneserve_pipeline.packed.engine import Batch, PackedEngine, limits_of
 from tuneserve_pipeline.packing import Step, epoch_order, steps_of_rows, steps_of_tokens
-from tuneserve_pipeline.trainer import CompletionTrainer
+from tuneserve_pipeline.trainer import CompletionTrainer, EpochSteps
 
 #: Tokens of an evaluation's batch: it runs beside the memory that the graphs keep.
 _EVALUATION_TOKENS = 2048
@@ -59,40 +59,29 @@ class PackedSteps(Dataset[PackedStep]):
         )
 
 
-class EpochOrder(Sampler[list[int]]):
-    """Batches of one step. A batch sampler, since that is what the library finds again when a run resumes."""
-
-    def __init__(self, *, steps: int, seed: int) -> None:
-        self._steps, self._seed, self._epoch = steps, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter([[step] for step in epoch_order(self._steps, seed=self._seed, epoch=self._epoch)])
-
-    def __len__(self) -> int:
-        return self._steps
-
-
 class StepLoader(DataLoader[PackedStep]):
     def set_epoch(self, epoch: int) -> None:
-        assert isinstance(self.batch_sampler, EpochOrder)
+        assert isinstance(self.batch_sampler, EpochSteps)
         self.batch_sampler.set_epoch(epoch)
 
 
 class PackedTrainer(CompletionTrainer):
     """`CompletionTrainer` whose steps are computed by a `PackedEngine`."""
 
-    def __init__(self, *, packed: PackedSteps, memory: int | None = None, **given: Any) -> None:
+    def __init__(self, *, packed: PackedSteps, **given: Any) -> None:
         super().__init__(**given)
         self._steps = packed
-        self.engine = PackedEngine(self.model, longest=packed.longest, memory=memory)
+        self.engine = PackedEngine(self.model, longest=packed.longest)
 
     def get_train_dataloader(self) -> DataLoader[PackedStep]:
         return StepLoader(
             self._steps,
-            batch_sampler=EpochOrder(steps=len(self._steps), seed=self.args.seed),
+            batch_sampler=EpochSteps(
+                count=len(self._steps),
+                of_epoch=lambda epoch: [
+                    [step] for step in epoch_order(len(self._steps), seed=self.args.seed, epoch=epoch)
+                ],
+            ),
             collate_fn=_only,
         )
 
@@ -116,8 +105,8 @@ class PackedTrainer(CompletionTrainer):
 def settings(*, longest: int) -> dict[str, Any]:
     """What differs in the trainer's arguments. `longest`: tokens of the longest row."""
     return {
+        "gradient_checkpointing": False,  # the engine decides it, layer by layer
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 1,
         "per_device_eval_batch_size": max(1, _EVALUATION_TOKENS // longest),
         # Few kernels for all adapters, where one of 8 bits takes one for each: more than a step's time on small models.
         "optim": "adamw_torch_fused",

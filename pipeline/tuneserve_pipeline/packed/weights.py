@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneserve_pipeline.packed.kernels import BLOCK, unpack_into
-from tuneserve_pipeline.packed.layer import LayerWeights, Linear, Shape
+from tuneserve_pipeline.packed.layer import Linear, Shape
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 #: Sizes of a head that the attention kernels have tiles for.
@@ -198,17 +198,10 @@ class FusedLayer:
     def linears(self) -> tuple[FusedLinear, ...]:
         return self.qkv, self.o, self.gate_up, self.down
 
-    def weights(self) -> LayerWeights:
-        return LayerWeights(
-            input_norm=self.input_norm,
-            post_norm=self.post_norm,
-            q_norm=self.q_norm,
-            k_norm=self.k_norm,
-            qkv=self.qkv.linear(),
-            o=self.o.linear(),
-            gate_up=self.gate_up.linear(),
-            down=self.down.linear(),
-        )
+    def flat(self) -> tuple[Tensor | None, ...]:
+        """As `decoder_layer` takes them."""
+        norms = (self.input_norm, self.post_norm, self.q_norm, self.k_norm)
+        return (*norms, *(each for linear in self.linears for each in linear.linear()))
 
 
 @dataclass(frozen=True, kw_only=True)
